@@ -1,0 +1,189 @@
+//! The operators a lowered decoder is made of.
+
+use super::{MatrixId, VectorId};
+use serde::{Deserialize, Serialize};
+
+/// One operator and where it reads from. Its value is `[tokens, width]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Name for people: taken from the exported graph.
+    pub name: String,
+    /// What is computed.
+    pub op: Op,
+    /// What it reads, in the order the operator documents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Columns>,
+    /// Columns of the value this node produces.
+    pub width: usize,
+}
+
+/// A range of columns of an earlier node's value. Fused projections are read in place this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Columns {
+    /// The node that produced the value.
+    pub node: usize,
+    /// First column.
+    pub offset: usize,
+    /// Number of columns.
+    pub width: usize,
+}
+
+/// Keys and values that one attention layer keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvLayer {
+    /// Number of key/value heads.
+    pub kv_heads: usize,
+    /// Columns of one head, the same for keys and values.
+    pub head_dim: usize,
+    /// A query at position `p` sees keys at positions `p - window + 1 ..= p`; all of `..= p` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+}
+
+/// How a rotary embedding pairs the columns it rotates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PairLayout {
+    /// Column `i` with column `i + pairs` (Llama's Hugging Face layout, GPT-NeoX).
+    Halves,
+    /// Column `2 i` with column `2 i + 1` (GPT-J, original Llama).
+    Interleaved,
+}
+
+/// Frequencies of a rotary position embedding (Su et al., 2021).
+///
+/// At position `p` pair `i` turns by the angle `p * inverse_frequencies[i]`, its result is multiplied by
+/// `magnitude` (1 unless the scaling rule, YaRN or LongRoPE, asks for another).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeTable {
+    /// Radians per position, one per pair; columns after `2 * len` of a head pass unchanged.
+    pub inverse_frequencies: Vec<f32>,
+    /// Which columns form a pair.
+    pub pairs: PairLayout,
+    /// Factor on the rotated columns.
+    pub magnitude: f32,
+}
+
+/// Root-mean-square or mean-and-variance normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + epsilon)` (Zhang & Sennrich, 2019).
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + epsilon)` (Ba et al., 2016).
+    Layer,
+}
+
+/// Elementwise functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`.
+    GeluErf,
+    /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`.
+    GeluSigmoid,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    ReluSquared,
+}
+
+/// What a node computes. Inputs are listed as `[name: width]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Op {
+    /// Row of `table` (vocabulary x width) for each token id, times `scale`. No inputs.
+    Embed {
+        /// The embedding matrix, one row per token.
+        table: MatrixId,
+        /// Factor on the row (1 for most models, sqrt(hidden) for Gemma).
+        scale: f32,
+    },
+    /// Row `position + offset` of `table`: learned absolute positions (GPT-2). No inputs.
+    PositionEmbed {
+        /// One row per position.
+        table: MatrixId,
+        /// Added to the position.
+        offset: usize,
+    },
+    /// Normalises every `group` consecutive columns of `[x: width]` on their own:
+    /// the whole row for a layer's norm, one head for query and key norms.
+    Norm {
+        /// Which normalisation.
+        kind: NormKind,
+        /// Added under the root.
+        epsilon: f32,
+        /// Columns normalised together; divides the width.
+        group: usize,
+        /// Factor per column, `group` or `width` long; 1 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weight: Option<VectorId>,
+        /// Summand per column, `group` or `width` long; 0 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bias: Option<VectorId>,
+    },
+    /// `x W^T + bias` for `[x: columns of W]`; `weight` has one row per output column.
+    Linear {
+        /// The packed matrix.
+        weight: MatrixId,
+        /// One summand per output column.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bias: Option<VectorId>,
+    },
+    /// Rotates each head of `[x: heads * head_dim]` by the token's position.
+    Rope {
+        /// Index into [`Graph::ropes`](super::Graph::ropes).
+        table: usize,
+        /// Columns of one head.
+        head_dim: usize,
+    },
+    /// Causal grouped-query attention of `[q: heads * head_dim, k: kv_heads * head_dim, v: kv_heads * head_dim]`
+    /// over the cached keys and values of `layer`, to which `k` and `v` are appended first.
+    /// Width `heads * head_dim`; query head `h` reads key/value head `h / (heads / kv_heads)`.
+    Attention {
+        /// Index into [`Graph::layers`](super::Graph::layers).
+        layer: usize,
+        /// Number of query heads.
+        heads: usize,
+        /// Factor on the scores.
+        scale: f32,
+        /// Scores become `softcap * tanh(score / softcap)` (Gemma 2).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        softcap: Option<f32>,
+    },
+    /// `activation(gate) * up` for `[gate: width, up: width]`.
+    Gate {
+        /// Function on the gate.
+        activation: Activation,
+    },
+    /// Elementwise function of `[x: width]`.
+    Activate {
+        /// Which function.
+        activation: Activation,
+    },
+    /// `a + scale * b` for `[a: width, b: width]`.
+    Add {
+        /// Factor on `b` (1 for most models, Granite's residual multiplier).
+        scale: f32,
+    },
+    /// `factor * x` for `[x: width]`.
+    Scale {
+        /// The factor.
+        factor: f32,
+    },
+    /// `cap * tanh(x / cap)` for `[x: width]` (Gemma 2's final logits).
+    Softcap {
+        /// The cap.
+        cap: f32,
+    },
+    /// Keeps only the rows of `[x: width]` whose logits were asked for: the last one, or all of them.
+    LastRows,
+}
