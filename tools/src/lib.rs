@@ -1,1 +1,3 @@
 //! The library behind the niwaki command.
+
+pub mod onnx;

@@ -1,0 +1,25 @@
+//! Reading, evaluating and writing ONNX models.
+//!
+//! - `proto`: the protobuf messages; `node` adds readers of attributes to them
+//! - `model`, `tensor`, `external`: a model on disk and its tensors, mapped and never copied
+//! - `order`, `functions`: sorted nodes, and model-local functions inlined
+//! - `evaluate`: one node on given values, through tract
+
+mod error;
+mod external;
+mod functions;
+mod map;
+mod model;
+mod node;
+mod order;
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[rustfmt::skip]
+pub mod proto;
+mod tensor;
+
+pub use error::OnnxError;
+pub use map::map_file;
+pub use model::OnnxModel;
+pub use order::{sorted_nodes, used_names};
+pub use proto::tensor_proto::DataType;
+pub use tensor::{TensorView, element_bits};
