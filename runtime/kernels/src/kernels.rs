@@ -1,0 +1,549 @@
+//! The kernels as the engine calls them: shapes checked, instruction set chosen, threads shared.
+
+use crate::attention::{AttentionOptions, attend};
+use crate::dispatch::{Work, run};
+use crate::format::Matrix;
+use crate::functions::{self, Activation};
+use crate::isa::Isa;
+use crate::lanes::{Simd, map, map2};
+use crate::matmul::{float_groups, quantized_groups};
+use crate::norm::{Norm, add_scaled_row, normalize};
+use crate::pool::ThreadPool;
+use crate::quantized::{QuantizedRows, quantize_row};
+use crate::rope::{PairLayout, RopeTables, rotate_row};
+use crate::rows::{Rows, RowsMut, SharedRows};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use thiserror::Error;
+
+/// The kernels for one instruction set, on one thread pool.
+///
+/// All methods panic when shapes do not fit together: the caller checks what comes from files.
+/// Results are the same bits for every instruction set and number of threads, and for a row whether it
+/// is computed alone or with others, as long as no infinity or NaN appears.
+#[derive(Clone, Debug)]
+pub struct Kernels {
+    isa: Isa,
+    pool: Arc<ThreadPool>,
+}
+
+/// An instruction set that this CPU does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("this CPU has no {0} instructions")]
+pub struct UnsupportedIsa(pub Isa);
+
+/// Numbers that an elementwise task handles: below it, starting a thread costs more than it saves.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// Multiply-adds that a matrix task handles at least, for the same reason.
+const PRODUCTS_PER_TASK: usize = 64 * 1024;
+
+impl Kernels {
+    /// Kernels for `isa`.
+    ///
+    /// # Errors
+    /// If this CPU does not support it.
+    pub fn new(isa: Isa, pool: Arc<ThreadPool>) -> Result<Self, UnsupportedIsa> {
+        if isa.is_available() {
+            Ok(Self { isa, pool })
+        } else {
+            Err(UnsupportedIsa(isa))
+        }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads in use.
+    pub fn pool(&self) -> &Arc<ThreadPool> {
+        &self.pool
+    }
+
+    /// Quantizes activations to 8 bits in blocks of 32 columns.
+    pub fn quantize(&self, x: &Rows<'_>, out: &mut QuantizedRows) {
+        struct Quantize<'a, 'b>(&'a [f32], &'a mut crate::quantized::QuantizedRow<'b>);
+        impl Work for Quantize<'_, '_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                quantize_row(simd, self.0, self.1);
+            }
+        }
+        out.resize(x.rows(), x.width());
+        if x.rows() * x.width() < 2 * ELEMENTS_PER_TASK {
+            for (index, mut row) in out.rows_mut().enumerate() {
+                run(self.isa, Quantize(x.row(index), &mut row));
+            }
+        } else {
+            let rows: Vec<_> = out.rows_mut().map(Mutex::new).collect();
+            self.pool.run(rows.len(), |index| {
+                let mut row = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
+                run(self.isa, Quantize(x.row(index), &mut row));
+            });
+        }
+    }
+
+    /// `out = x matrix^T + bias`: quantizes `x` into `scratch` first if the matrix is quantized.
+    pub fn matmul(
+        &self,
+        matrix: &Matrix<'_>,
+        x: &Rows<'_>,
+        bias: Option<&[f32]>,
+        scratch: &mut QuantizedRows,
+        out: &mut RowsMut<'_>,
+    ) {
+        if matrix.format().is_quantized() {
+            self.quantize(x, scratch);
+            return self.matmul_quantized(matrix, scratch, bias, out);
+        }
+        assert_eq!(x.width(), matrix.cols(), "columns of the activations");
+        let input = MatmulInput::Float(x);
+        self.matmul_groups(matrix, input, x.rows(), bias, out);
+    }
+
+    /// `out = x matrix^T + bias` for activations that were quantized before, of a quantized matrix.
+    /// Several matrices can share one quantization of their input.
+    pub fn matmul_quantized(
+        &self,
+        matrix: &Matrix<'_>,
+        x: &QuantizedRows,
+        bias: Option<&[f32]>,
+        out: &mut RowsMut<'_>,
+    ) {
+        assert!(
+            matrix.format().is_quantized(),
+            "quantized activations of a float matrix"
+        );
+        assert_eq!(x.width(), matrix.cols(), "columns of the activations");
+        self.matmul_groups(matrix, MatmulInput::Quantized(x), x.rows(), bias, out);
+    }
+
+    fn matmul_groups(
+        &self,
+        matrix: &Matrix<'_>,
+        input: MatmulInput<'_>,
+        rows: usize,
+        bias: Option<&[f32]>,
+        out: &mut RowsMut<'_>,
+    ) {
+        assert_eq!(out.rows(), rows, "rows of the output");
+        assert_eq!(out.width(), matrix.rows(), "columns of the output");
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), matrix.rows(), "length of the bias");
+        }
+        let groups = matrix.groups();
+        let out = out.shared();
+        let products = rows * matrix.cols() * 16;
+        let per_task = PRODUCTS_PER_TASK.div_ceil(products.max(1)).max(1);
+        let even = groups.div_ceil(self.pool.threads() * 4);
+        let per_task = per_task.max(even.next_multiple_of(4).min(groups)).max(1);
+        self.pool.run(groups.div_ceil(per_task), |task| {
+            let start = task * per_task;
+            let groups = start..(start + per_task).min(groups);
+            run(
+                self.isa,
+                MatmulGroups {
+                    matrix,
+                    input,
+                    bias,
+                    out,
+                    groups,
+                },
+            );
+        });
+    }
+
+    /// `x / sqrt(mean(x^2) + epsilon)` over every `group` consecutive columns (Zhang & Sennrich, 2019),
+    /// times `weight`, plus `bias`, which are `group` or a whole row long.
+    pub fn norm_rms(
+        &self,
+        x: &Rows<'_>,
+        group: usize,
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        epsilon: f32,
+        out: &mut RowsMut<'_>,
+    ) {
+        self.norm(Norm::Rms, x, group, weight, bias, epsilon, out);
+    }
+
+    /// `(x - mean(x)) / sqrt(var(x) + epsilon)` over every `group` consecutive columns (Ba et al., 2016),
+    /// times `weight`, plus `bias`, which are `group` or a whole row long.
+    pub fn norm_layer(
+        &self,
+        x: &Rows<'_>,
+        group: usize,
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        epsilon: f32,
+        out: &mut RowsMut<'_>,
+    ) {
+        self.norm(Norm::Layer, x, group, weight, bias, epsilon, out);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn norm(
+        &self,
+        norm: Norm,
+        x: &Rows<'_>,
+        group: usize,
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        epsilon: f32,
+        out: &mut RowsMut<'_>,
+    ) {
+        let width = x.width();
+        assert!(
+            group > 0 && width.is_multiple_of(group),
+            "groups of {group} in {width} columns"
+        );
+        for (what, vector) in [("weight", weight), ("bias", bias)] {
+            let len = vector.map_or(group, <[f32]>::len);
+            assert!(len == group || len == width, "length {len} of the {what}");
+        }
+        /// The part of a vector for one group: the same for all if it is one group long.
+        fn part(vector: &[f32], group: Range<usize>) -> &[f32] {
+            if vector.len() == group.len() {
+                vector
+            } else {
+                &vector[group]
+            }
+        }
+        self.by_row(x.rows(), out, width, |simd, row, out| {
+            let x = x.row(row);
+            for start in (0..width).step_by(group) {
+                let columns = start..start + group;
+                let weight = weight.map(|weight| part(weight, columns.clone()));
+                let bias = bias.map(|bias| part(bias, columns.clone()));
+                let out = &mut out[columns.clone()];
+                NormGroup {
+                    norm,
+                    x: &x[columns],
+                    weight,
+                    bias,
+                    epsilon,
+                    out,
+                }
+                .run_on(simd);
+            }
+        });
+    }
+
+    /// Rotates each head of `head_dim` columns by its row's angles; columns after the pairs pass.
+    pub fn rope(
+        &self,
+        x: &Rows<'_>,
+        head_dim: usize,
+        layout: PairLayout,
+        tables: &RopeTables<'_>,
+        out: &mut RowsMut<'_>,
+    ) {
+        let (cos, sin) = (&tables.cos, &tables.sin);
+        assert!(
+            head_dim > 0 && x.width().is_multiple_of(head_dim),
+            "heads of {head_dim} columns"
+        );
+        assert_eq!(
+            (cos.rows(), sin.rows()),
+            (x.rows(), x.rows()),
+            "rows of the rotary tables"
+        );
+        assert_eq!(cos.width(), sin.width(), "pairs of the rotary tables");
+        assert!(
+            cos.width() <= head_dim / 2,
+            "{} pairs in {head_dim} columns",
+            cos.width()
+        );
+        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+            let (cos, sin) = (cos.row(row), sin.row(row));
+            RopeRow {
+                x: x.row(row),
+                head_dim,
+                layout,
+                cos,
+                sin,
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// `activation(x)`.
+    pub fn activation(&self, activation: Activation, x: &Rows<'_>, out: &mut RowsMut<'_>) {
+        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+            ActivationRow {
+                activation,
+                x: x.row(row),
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// `activation(gate) * up`.
+    pub fn gate(
+        &self,
+        activation: Activation,
+        gate: &Rows<'_>,
+        up: &Rows<'_>,
+        out: &mut RowsMut<'_>,
+    ) {
+        check_same(gate, up);
+        self.by_row(gate.rows(), out, gate.width(), |simd, row, out| {
+            GateRow {
+                activation,
+                gate: gate.row(row),
+                up: up.row(row),
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// `a + scale * b`, rounded once.
+    pub fn add_scaled(&self, a: &Rows<'_>, b: &Rows<'_>, scale: f32, out: &mut RowsMut<'_>) {
+        check_same(a, b);
+        self.by_row(a.rows(), out, a.width(), |simd, row, out| {
+            AddRow {
+                a: a.row(row),
+                b: b.row(row),
+                scale,
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// `factor * x`.
+    pub fn scale(&self, factor: f32, x: &Rows<'_>, out: &mut RowsMut<'_>) {
+        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+            ScaleRow {
+                factor,
+                x: x.row(row),
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// `cap * tanh(x / cap)`.
+    pub fn softcap(&self, cap: f32, x: &Rows<'_>, out: &mut RowsMut<'_>) {
+        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+            SoftcapRow {
+                cap,
+                x: x.row(row),
+                out,
+            }
+            .run_on(simd);
+        });
+    }
+
+    /// Attention of `queries`, `[tokens, heads * head_dim]`, to the keys and values in `pages`, which
+    /// hold all positions up to the last query's. Query head `h` reads key/value head
+    /// `h / (heads / kv_heads)`. Pages that lie before every query's window are not read.
+    pub fn attention<P: AsRef<[u8]> + Sync>(
+        &self,
+        options: &AttentionOptions,
+        queries: &Rows<'_>,
+        pages: &[P],
+        out: &mut RowsMut<'_>,
+    ) {
+        let (heads, kv) = (options.heads, options.kv);
+        let head_dim = kv.head_dim;
+        assert!(
+            kv.kv_heads > 0 && heads.is_multiple_of(kv.kv_heads),
+            "{heads} heads in {kv:?}"
+        );
+        assert_eq!(queries.width(), heads * head_dim, "columns of the queries");
+        assert_eq!(
+            (out.rows(), out.width()),
+            (queries.rows(), queries.width()),
+            "output shape"
+        );
+        assert!(options.window != Some(0), "a window of no positions");
+        let out = out.shared();
+        self.pool.run(queries.rows() * heads, |task| {
+            let (row, head) = (task / heads, task % heads);
+            let position = options.first_position + row;
+            let query = &queries.row(row)[head * head_dim..][..head_dim];
+            // SAFETY: each task has its own row and head.
+            #[allow(unsafe_code)]
+            let out = unsafe { out.segment(row, head * head_dim, head_dim) };
+            run(
+                self.isa,
+                AttendHead {
+                    options,
+                    pages,
+                    head,
+                    position,
+                    query,
+                    out,
+                },
+            );
+        });
+    }
+
+    /// Calls `compute` for each row of `out`, on several threads if there is enough work.
+    fn by_row(
+        &self,
+        rows: usize,
+        out: &mut RowsMut<'_>,
+        width: usize,
+        compute: impl Fn(Isa, usize, &mut [f32]) + Sync,
+    ) {
+        assert_eq!(
+            (out.rows(), out.width()),
+            (rows, width),
+            "shape of the output"
+        );
+        let out = out.shared();
+        let rows_per_task = ELEMENTS_PER_TASK.div_ceil(width.max(1)).max(1);
+        self.pool.run(rows.div_ceil(rows_per_task), |task| {
+            for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
+                // SAFETY: each task has its own rows.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.segment(row, 0, width) };
+                compute(self.isa, row, out);
+            }
+        });
+    }
+}
+
+fn check_same(a: &Rows<'_>, b: &Rows<'_>) {
+    assert_eq!(
+        (a.rows(), a.width()),
+        (b.rows(), b.width()),
+        "shapes of the operands"
+    );
+}
+
+/// Activations of a matrix product.
+#[derive(Clone, Copy)]
+enum MatmulInput<'a> {
+    Float(&'a Rows<'a>),
+    Quantized(&'a QuantizedRows),
+}
+
+/// Row groups of a matrix product that no other task computes.
+struct MatmulGroups<'a> {
+    matrix: &'a Matrix<'a>,
+    input: MatmulInput<'a>,
+    bias: Option<&'a [f32]>,
+    out: SharedRows<'a>,
+    groups: Range<usize>,
+}
+
+impl Work for MatmulGroups<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self {
+            matrix,
+            input,
+            bias,
+            out,
+            groups,
+        } = self;
+        // SAFETY: tasks have disjoint groups, so disjoint columns.
+        #[allow(unsafe_code)]
+        unsafe {
+            match input {
+                MatmulInput::Float(x) => float_groups(simd, matrix, x, bias, &out, groups),
+                MatmulInput::Quantized(x) => quantized_groups(simd, matrix, x, bias, &out, groups),
+            }
+        }
+    }
+}
+
+/// Declares a piece of [`Work`]: its inputs, and what it computes from them.
+macro_rules! work {
+    ($name:ident<$lifetime:lifetime> { $($field:ident: $type:ty),+ } |$simd:ident| $body:expr) => {
+        struct $name<$lifetime> { $($field: $type),+ }
+        impl $name<'_> {
+            fn run_on(self, isa: Isa) {
+                run(isa, self);
+            }
+        }
+        impl Work for $name<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, $simd: S) {
+                let Self { $($field),+ } = self;
+                $body
+            }
+        }
+    };
+}
+
+work!(NormGroup<'a> {
+    norm: Norm, x: &'a [f32], weight: Option<&'a [f32]>, bias: Option<&'a [f32]>, epsilon: f32,
+    out: &'a mut [f32]
+} |simd| normalize(simd, norm, x, weight, bias, epsilon, out));
+
+work!(RopeRow<'a> {
+    x: &'a [f32], head_dim: usize, layout: PairLayout, cos: &'a [f32], sin: &'a [f32],
+    out: &'a mut [f32]
+} |simd| { let _ = simd; rotate_row(x, head_dim, layout, cos, sin, out) });
+
+work!(ActivationRow<'a> { activation: Activation, x: &'a [f32], out: &'a mut [f32] } |simd| {
+    match activation {
+        Activation::Silu => map(simd, x, out, functions::silu),
+        Activation::GeluErf => map(simd, x, out, functions::gelu_erf),
+        Activation::GeluTanh => map(simd, x, out, functions::gelu_tanh),
+        Activation::GeluSigmoid => map(simd, x, out, functions::gelu_sigmoid),
+        Activation::Relu => map(simd, x, out, functions::relu),
+        Activation::ReluSquared => map(simd, x, out, functions::relu_squared),
+    }
+});
+
+work!(GateRow<'a> {
+    activation: Activation, gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]
+} |simd| match activation {
+    Activation::Silu => map2(simd, gate, up, out, |g, u| functions::silu(g) * u),
+    Activation::GeluErf => map2(simd, gate, up, out, |g, u| functions::gelu_erf(g) * u),
+    Activation::GeluTanh => map2(simd, gate, up, out, |g, u| functions::gelu_tanh(g) * u),
+    Activation::GeluSigmoid => map2(simd, gate, up, out, |g, u| functions::gelu_sigmoid(g) * u),
+    Activation::Relu => map2(simd, gate, up, out, |g, u| functions::relu(g) * u),
+    Activation::ReluSquared => map2(simd, gate, up, out, |g, u| functions::relu_squared(g) * u),
+});
+
+work!(AddRow<'a> { a: &'a [f32], b: &'a [f32], scale: f32, out: &'a mut [f32] } |simd| {
+    add_scaled_row(simd, a, b, scale, out)
+});
+
+work!(ScaleRow<'a> { factor: f32, x: &'a [f32], out: &'a mut [f32] } |simd| {
+    let factor = simd.splat(factor);
+    map(simd, x, out, |x| x * factor)
+});
+
+work!(SoftcapRow<'a> { cap: f32, x: &'a [f32], out: &'a mut [f32] } |simd| {
+    map(simd, x, out, |x| functions::softcap(x, cap))
+});
+
+/// One head of one query.
+struct AttendHead<'a, P> {
+    options: &'a AttentionOptions,
+    pages: &'a [P],
+    head: usize,
+    position: usize,
+    query: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl<P: AsRef<[u8]>> Work for AttendHead<'_, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self {
+            options,
+            pages,
+            head,
+            position,
+            query,
+            out,
+        } = self;
+        attend(simd, options, pages, head, position, query, out);
+    }
+}

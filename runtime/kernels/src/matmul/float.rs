@@ -1,0 +1,107 @@
+//! Float weights times float activations.
+
+use crate::format::{Element, Matrix, ROWS};
+use crate::lanes::{Lanes, Simd, load_part, store_part};
+use crate::rows::{Rows, SharedRows};
+use std::ops::Range;
+
+/// Computes the outputs of row groups `groups` for all activation rows.
+///
+/// # Safety
+/// No other thread may access these columns of `out`.
+#[allow(unsafe_code)]
+#[inline(always)]
+pub(crate) unsafe fn float_groups<S: Simd>(
+    simd: S,
+    matrix: &Matrix<'_>,
+    x: &Rows<'_>,
+    bias: Option<&[f32]>,
+    out: &SharedRows<'_>,
+    groups: Range<usize>,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        if matrix.format().element == Element::F16 {
+            groups_of::<S, true>(simd, matrix, x, bias, out, groups);
+        } else {
+            groups_of::<S, false>(simd, matrix, x, bias, out, groups);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`float_groups`].
+#[allow(unsafe_code)]
+#[inline(always)]
+unsafe fn groups_of<S: Simd, const F16: bool>(
+    simd: S,
+    matrix: &Matrix<'_>,
+    x: &Rows<'_>,
+    bias: Option<&[f32]>,
+    out: &SharedRows<'_>,
+    groups: Range<usize>,
+) {
+    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 rows of one group.
+    let finish = |group: usize, row: usize, sum: S::F| {
+        let start = group * ROWS;
+        let len = ROWS.min(matrix.rows() - start);
+        let bias = bias.map(|bias| load_part(simd, &bias[start..][..len], 0.0));
+        let sum = bias.map_or(sum, |bias| sum + bias);
+        // SAFETY: the caller's promise: these columns are this thread's.
+        store_part(sum, unsafe { out.segment(row, start, len) });
+    };
+    let mut row = 0;
+    while row + 4 <= x.rows() {
+        for group in groups.clone() {
+            let rows = std::array::from_fn(|m| x.row(row + m));
+            let [sums] = chains::<S, F16, 1, 4>(simd, [matrix.group(group)], rows);
+            for (m, sum) in sums.into_iter().enumerate() {
+                finish(group, row + m, sum);
+            }
+        }
+        row += 4;
+    }
+    while row < x.rows() {
+        let mut group = groups.start;
+        while group + 4 <= groups.end {
+            let bytes = std::array::from_fn(|g| matrix.group(group + g));
+            let sums = chains::<S, F16, 4, 1>(simd, bytes, [x.row(row)]);
+            for (g, [sum]) in sums.into_iter().enumerate() {
+                finish(group + g, row, sum);
+            }
+            group += 4;
+        }
+        while group < groups.end {
+            let [[sum]] = chains::<S, F16, 1, 1>(simd, [matrix.group(group)], [x.row(row)]);
+            finish(group, row, sum);
+            group += 1;
+        }
+        row += 1;
+    }
+}
+
+/// `sum = fma(weight, activation, sum)` over ascending columns, for `G` groups times `M` rows.
+#[inline(always)]
+fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
+    simd: S,
+    groups: [&[u8]; G],
+    rows: [&[f32]; M],
+) -> [[S::F; M]; G] {
+    let cols = rows[0].len();
+    let rows = rows.map(|row| &row[..cols]);
+    let groups = groups.map(|group| &group[..cols * ROWS * if F16 { 2 } else { 4 }]);
+    let mut sums = [[simd.splat(0.0); M]; G];
+    for k in 0..cols {
+        for g in 0..G {
+            let weights = if F16 {
+                simd.load_f16(&groups[g].as_chunks::<32>().0[k])
+            } else {
+                simd.load_f32(&groups[g].as_chunks::<64>().0[k])
+            };
+            for m in 0..M {
+                sums[g][m] = weights.fma(simd.splat(rows[m][k]), sums[g][m]);
+            }
+        }
+    }
+    sums
+}

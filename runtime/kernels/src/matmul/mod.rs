@@ -1,0 +1,7 @@
+//! Matrix products: 16 outputs at a time, each its own chain of fmas over ascending columns.
+
+mod float;
+mod quantized;
+
+pub(crate) use float::float_groups;
+pub(crate) use quantized::quantized_groups;

@@ -1,0 +1,143 @@
+//! Integer weights times quantized activations.
+
+use crate::format::{ACTIVATION_BLOCK, Element, Matrix, MatrixFormat, ROWS, ScaleType};
+use crate::lanes::{IntLanes, Lanes, Simd, load_part, store_part};
+use crate::quantized::QuantizedRows;
+use crate::rows::SharedRows;
+use std::ops::Range;
+
+/// Computes the outputs of row groups `groups` for all activation rows.
+///
+/// # Safety
+/// No other thread may access these columns of `out`.
+#[allow(unsafe_code)]
+#[inline(always)]
+pub(crate) unsafe fn quantized_groups<S: Simd>(
+    simd: S,
+    matrix: &Matrix<'_>,
+    x: &QuantizedRows,
+    bias: Option<&[f32]>,
+    out: &SharedRows<'_>,
+    groups: Range<usize>,
+) {
+    let format = matrix.format();
+    // The hot formats have no branches left in their loops.
+    // SAFETY: passed on.
+    unsafe {
+        match format {
+            MatrixFormat::INT4 => groups_of::<S, true, 8, true>(simd, matrix, x, bias, out, groups),
+            MatrixFormat::INT8 => {
+                groups_of::<S, false, 8, true>(simd, matrix, x, bias, out, groups)
+            }
+            _ => match (format.element, format.block) {
+                (Element::Int4, 32) => {
+                    groups_of::<S, true, 8, false>(simd, matrix, x, bias, out, groups);
+                }
+                (Element::Int4, _) => {
+                    groups_of::<S, true, 4, false>(simd, matrix, x, bias, out, groups);
+                }
+                (_, 32) => groups_of::<S, false, 8, false>(simd, matrix, x, bias, out, groups),
+                _ => groups_of::<S, false, 4, false>(simd, matrix, x, bias, out, groups),
+            },
+        }
+    }
+}
+
+/// `QUADS` is a quarter of the block; `PLAIN` means binary16 scales and no zero points.
+///
+/// # Safety
+/// As for [`quantized_groups`].
+#[allow(unsafe_code)]
+#[inline(always)]
+unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool>(
+    simd: S,
+    matrix: &Matrix<'_>,
+    x: &QuantizedRows,
+    bias: Option<&[f32]>,
+    out: &SharedRows<'_>,
+    groups: Range<usize>,
+) {
+    for group in groups {
+        let bytes = matrix.group(group);
+        let start = group * ROWS;
+        let len = ROWS.min(matrix.rows() - start);
+        let bias = bias.map(|bias| load_part(simd, &bias[start..][..len], 0.0));
+        let finish = |row: usize, sum: S::F| {
+            let sum = bias.map_or(sum, |bias| sum + bias);
+            // SAFETY: the caller's promise: these columns are this thread's.
+            let out = unsafe { out.segment(row, start, len) };
+            match out.as_chunks_mut::<16>().0 {
+                [out] => sum.store(out),
+                _ => store_part(sum, out),
+            }
+        };
+        let format = &matrix.format();
+        let mut row = 0;
+        while row + 4 <= x.rows() {
+            let sums = group_rows::<S, INT4, QUADS, PLAIN, 4>(simd, format, bytes, x, row);
+            for (i, sum) in sums.into_iter().enumerate() {
+                finish(row + i, sum);
+            }
+            row += 4;
+        }
+        while row < x.rows() {
+            let [sum] = group_rows::<S, INT4, QUADS, PLAIN, 1>(simd, format, bytes, x, row);
+            finish(row, sum);
+            row += 1;
+        }
+    }
+}
+
+/// 16 outputs of `M` activation rows from `row` on.
+#[inline(always)]
+fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, const M: usize>(
+    simd: S,
+    format: &MatrixFormat,
+    group: &[u8],
+    x: &QuantizedRows,
+    row: usize,
+) -> [S::F; M] {
+    let block_len = 4 * QUADS;
+    let quants_bytes = if INT4 { 32 * QUADS } else { 64 * QUADS };
+    let (scales_bytes, quants_offset) = if PLAIN {
+        (32, 32)
+    } else {
+        (format.scales_bytes(), format.quants_offset())
+    };
+    let values: [&[i8]; M] = std::array::from_fn(|m| x.values(row + m));
+    let scales: [&[f32]; M] = std::array::from_fn(|m| x.scales(row + m));
+    let sums: [&[i32]; M] = std::array::from_fn(|m| {
+        if QUADS == 8 {
+            x.sums(row + m)
+        } else {
+            x.half_sums(row + m)
+        }
+    });
+    let mut results = [simd.splat(0.0); M];
+    for (block, tile) in group.chunks_exact(quants_offset + quants_bytes).enumerate() {
+        let weight_scales = if PLAIN || format.scale == ScaleType::F16 {
+            simd.load_f16(&tile.as_chunks::<32>().0[0])
+        } else {
+            simd.load_f32(&tile.as_chunks::<64>().0[0])
+        };
+        let quants = &tile[quants_offset..];
+        let activations = values.map(|values| &values[block * block_len..][..block_len]);
+        let block_sums = sums.map(|sums| sums[block]);
+        let mut dots = if INT4 {
+            simd.dots_int4::<M, QUADS>(quants, activations, block_sums)
+        } else {
+            simd.dots_int8::<M, QUADS>(quants, activations, block_sums)
+        };
+        if !PLAIN && format.zero_points {
+            let zero_points = simd.load_i8(&tile[scales_bytes..].as_chunks::<16>().0[0]);
+            for (dots, sum) in dots.iter_mut().zip(block_sums) {
+                *dots = dots.sub_scaled(zero_points, sum);
+            }
+        }
+        for m in 0..M {
+            let scale = weight_scales * simd.splat(scales[m][block * block_len / ACTIVATION_BLOCK]);
+            results[m] = dots[m].to_float().fma(scale, results[m]);
+        }
+    }
+    results
+}
