@@ -6,6 +6,7 @@
 //! - `evaluate`: one node on given values, through tract
 
 mod error;
+mod evaluate;
 mod external;
 mod functions;
 mod map;
@@ -18,6 +19,7 @@ pub mod proto;
 mod tensor;
 
 pub use error::OnnxError;
+pub use evaluate::evaluate_node;
 pub use map::map_file;
 pub use model::OnnxModel;
 pub use order::{sorted_nodes, used_names};

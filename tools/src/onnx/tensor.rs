@@ -225,7 +225,9 @@ impl TensorView {
             Int8 | Int4 | Int2 => self.to_i8()?.into_iter().map(i64::from).collect(),
             Uint8 | Uint4 | Uint2 => self.to_u8()?.iter().map(|&value| value.into()).collect(),
             other => {
-                return Err(self.error(format!("{} where integers are needed", other.as_str_name())));
+                return Err(
+                    self.error(format!("{} where integers are needed", other.as_str_name()))
+                );
             }
         })
     }
