@@ -1,0 +1,19 @@
+//! The bundle: one mapped file that holds a model (`docs/bundle-format.md` specifies it to the byte).
+
+mod error;
+mod generation_defaults;
+mod layout;
+mod manifest;
+mod map;
+mod open;
+mod weight_table;
+
+pub use error::{BundleError, Place};
+pub use generation_defaults::GenerationDefaults;
+pub use layout::{
+    FORMAT_VERSION, HEADER_BYTES, Header, MAGIC, MAX_SECTIONS, NEEDS_VERSION, SECTION_ALIGNMENT,
+    SectionEntry, SectionKind, WEIGHT_ALIGNMENT,
+};
+pub use manifest::{Manifest, Provenance, SourceFile};
+pub use open::{Bundle, Verify};
+pub use weight_table::{ElementKind, MatrixEntry, ScaleKind, VectorEntry, WeightTable};
