@@ -1,3 +1,4 @@
 //! The library behind the niwaki command.
 
 pub mod onnx;
+pub mod pack;

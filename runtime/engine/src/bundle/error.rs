@@ -47,7 +47,9 @@ pub enum BundleError {
         offset: u64,
     },
     /// The first bytes are not those of a bundle.
-    #[error("not a .niwaki bundle: the magic bytes at offset 0 are missing; make one with `niwaki build`")]
+    #[error(
+        "not a .niwaki bundle: the magic bytes at offset 0 are missing; make one with `niwaki build`"
+    )]
     NotABundle,
     /// A format this version does not know.
     #[error(
@@ -76,7 +78,9 @@ pub enum BundleError {
         available: u64,
     },
     /// The stored hash is not the hash of the bytes.
-    #[error("{place} at offset {offset} does not match its hash: the file was altered or damaged; copy it again")]
+    #[error(
+        "{place} at offset {offset} does not match its hash: the file was altered or damaged; copy it again"
+    )]
     HashMismatch {
         /// Which part.
         place: Place,
@@ -137,6 +141,10 @@ pub enum BundleError {
 
 impl BundleError {
     pub(crate) fn invalid(place: Place, offset: u64, problem: impl Into<String>) -> Self {
-        BundleError::Invalid { place, offset, problem: problem.into() }
+        BundleError::Invalid {
+            place,
+            offset,
+            problem: problem.into(),
+        }
     }
 }

@@ -57,8 +57,12 @@ pub enum SectionKind {
 
 impl SectionKind {
     /// Kinds that every bundle has.
-    pub const REQUIRED: [SectionKind; 4] =
-        [SectionKind::Manifest, SectionKind::Graph, SectionKind::WeightTable, SectionKind::Weights];
+    pub const REQUIRED: [SectionKind; 4] = [
+        SectionKind::Manifest,
+        SectionKind::Graph,
+        SectionKind::WeightTable,
+        SectionKind::Weights,
+    ];
 
     /// The number stored in the section table.
     pub fn code(self) -> u32 {
@@ -96,8 +100,12 @@ impl SectionKind {
     pub fn limit_bytes(self) -> Option<u64> {
         const MIB: u64 = 1 << 20;
         match self {
-            SectionKind::Manifest | SectionKind::ChatTemplate | SectionKind::GenerationDefaults => Some(MIB),
-            SectionKind::Graph | SectionKind::WeightTable | SectionKind::QualityReport => Some(16 * MIB),
+            SectionKind::Manifest | SectionKind::ChatTemplate | SectionKind::GenerationDefaults => {
+                Some(MIB)
+            }
+            SectionKind::Graph | SectionKind::WeightTable | SectionKind::QualityReport => {
+                Some(16 * MIB)
+            }
             SectionKind::Tokenizer => Some(64 * MIB),
             SectionKind::Weights | SectionKind::Unknown(_) => None,
         }
@@ -191,19 +199,27 @@ impl Header {
         // The version comes first: a later format may change everything after it but the place of `needs`.
         let version = u32_at(bytes, VERSION_AT).ok_or_else(truncated)?;
         if version != FORMAT_VERSION {
-            return Err(BundleError::UnsupportedVersion { found: version, needs: needs(bytes) });
+            return Err(BundleError::UnsupportedVersion {
+                found: version,
+                needs: needs(bytes),
+            });
         }
         let header = bytes.get(..HEADER_BYTES).ok_or_else(truncated)?;
         let (hashed, hash) = header.split_at(HEADER_HASH_AT);
         if blake3::hash(hashed).as_bytes().as_slice() != hash {
-            return Err(BundleError::HashMismatch { place: Place::Header, offset: 0 });
+            return Err(BundleError::HashMismatch {
+                place: Place::Header,
+                offset: 0,
+            });
         }
         let count = u32_at(header, COUNT_AT).ok_or_else(truncated)? as usize;
         if count > MAX_SECTIONS {
             return Err(BundleError::invalid(
                 Place::Header,
                 COUNT_AT as u64,
-                format!("the section table says it has {count} entries, at most {MAX_SECTIONS} are allowed"),
+                format!(
+                    "the section table says it has {count} entries, at most {MAX_SECTIONS} are allowed"
+                ),
             ));
         }
         let bundle_bytes = u64_at(header, LENGTH_AT).ok_or_else(truncated)?;
@@ -233,7 +249,9 @@ impl Header {
                     ),
                 ));
             }
-            if !matches!(entry.kind, SectionKind::Unknown(_)) && sections.iter().any(|s| s.kind == entry.kind) {
+            if !matches!(entry.kind, SectionKind::Unknown(_))
+                && sections.iter().any(|s| s.kind == entry.kind)
+            {
                 return Err(BundleError::invalid(
                     Place::Header,
                     entry_at as u64,
@@ -245,10 +263,16 @@ impl Header {
         }
         for section in SectionKind::REQUIRED {
             if !sections.iter().any(|s| s.kind == section) {
-                return Err(BundleError::Missing { section, offset: TABLE_AT as u64 });
+                return Err(BundleError::Missing {
+                    section,
+                    offset: TABLE_AT as u64,
+                });
             }
         }
-        Ok(Header { bundle_bytes, sections })
+        Ok(Header {
+            bundle_bytes,
+            sections,
+        })
     }
 
     /// The section of a kind.
@@ -258,13 +282,21 @@ impl Header {
 }
 
 /// Checks one entry; sections are stored in ascending order, so `free_from` is the end of the one before.
-fn check_entry(entry: &SectionEntry, entry_at: u64, free_from: u64, bundle_bytes: u64) -> Result<(), BundleError> {
+fn check_entry(
+    entry: &SectionEntry,
+    entry_at: u64,
+    free_from: u64,
+    bundle_bytes: u64,
+) -> Result<(), BundleError> {
     let place = Place::Section(entry.kind);
     if !entry.offset.is_multiple_of(SECTION_ALIGNMENT) {
         return Err(BundleError::invalid(
             place,
             entry_at,
-            format!("it starts at {}, which is not a multiple of {SECTION_ALIGNMENT}", entry.offset),
+            format!(
+                "it starts at {}, which is not a multiple of {SECTION_ALIGNMENT}",
+                entry.offset
+            ),
         ));
     }
     if entry.offset < free_from {
@@ -280,12 +312,20 @@ fn check_entry(entry: &SectionEntry, entry_at: u64, free_from: u64, bundle_bytes
     }
     let available = bundle_bytes.saturating_sub(entry.offset);
     if entry.length > available {
-        return Err(BundleError::Truncated { place, offset: entry.offset, needed: entry.length, available });
+        return Err(BundleError::Truncated {
+            place,
+            offset: entry.offset,
+            needed: entry.length,
+            available,
+        });
     }
     match entry.kind.limit_bytes() {
-        Some(limit) if entry.length > limit => {
-            Err(BundleError::TooLong { place, offset: entry.offset, length: entry.length, limit })
-        }
+        Some(limit) if entry.length > limit => Err(BundleError::TooLong {
+            place,
+            offset: entry.offset,
+            length: entry.length,
+            limit,
+        }),
         _ => Ok(()),
     }
 }
@@ -294,7 +334,12 @@ fn check_entry(entry: &SectionEntry, entry_at: u64, free_from: u64, bundle_bytes
 fn cut_section(header: &[u8], count: usize, available_bytes: u64) -> Place {
     (0..count)
         .filter_map(|index| entry_at_index(header, index))
-        .find(|entry| entry.offset.checked_add(entry.length).is_none_or(|end| end > available_bytes))
+        .find(|entry| {
+            entry
+                .offset
+                .checked_add(entry.length)
+                .is_none_or(|end| end > available_bytes)
+        })
         .map_or(Place::Padding, |entry| Place::Section(entry.kind))
 }
 
@@ -319,13 +364,21 @@ fn needs(bytes: &[u8]) -> String {
         .filter(|byte| byte.is_ascii_graphic())
         .map(|byte| char::from(*byte))
         .collect();
-    if text.is_empty() { "(a later version)".into() } else { text }
+    if text.is_empty() {
+        "(a later version)".into()
+    } else {
+        text
+    }
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    Some(u64::from_le_bytes(
+        bytes.get(at..at.checked_add(8)?)?.try_into().ok()?,
+    ))
 }

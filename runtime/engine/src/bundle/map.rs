@@ -23,7 +23,12 @@ impl Map {
         // is a valid `u8` or `f32` and which never steer an index or a length. A file cut by others while
         // mapped faults on access, which ends the process as a disk error would; packing replaces files
         // by rename and never writes in place, so that our own tool cannot cause it.
-        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
+        let map = unsafe {
+            memmap2::MmapOptions::new()
+                .offset(offset)
+                .len(length)
+                .map(file)?
+        };
         Ok(Map { map })
     }
 

@@ -43,7 +43,10 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`] for a file that cannot be read or is not a valid bundle.
     pub fn open(path: impl AsRef<Path>, verify: Verify) -> Result<Bundle, BundleError> {
-        let file = File::open(path).map_err(|source| BundleError::Io { action: "open", source })?;
+        let file = File::open(path).map_err(|source| BundleError::Io {
+            action: "open",
+            source,
+        })?;
         let length = file_bytes(&file)?;
         Self::open_file(&file, 0, Some(length), verify)
     }
@@ -55,7 +58,12 @@ impl Bundle {
     ///
     /// # Errors
     /// [`BundleError`] for a file that cannot be read or is not a valid bundle.
-    pub fn open_file(file: &File, offset: u64, length: Option<u64>, verify: Verify) -> Result<Bundle, BundleError> {
+    pub fn open_file(
+        file: &File,
+        offset: u64,
+        length: Option<u64>,
+        verify: Verify,
+    ) -> Result<Bundle, BundleError> {
         if !offset.is_multiple_of(4) {
             return Err(BundleError::Unaligned { offset });
         }
@@ -63,7 +71,12 @@ impl Bundle {
         let available = length.map_or(file_left, |length| length.min(file_left));
         let map = map_part(file, offset, available)?;
 
-        let copy = map.bytes().iter().take(HEADER_BYTES).copied().collect::<Vec<u8>>();
+        let copy = map
+            .bytes()
+            .iter()
+            .take(HEADER_BYTES)
+            .copied()
+            .collect::<Vec<u8>>();
         let header = Header::decode(&copy, available)?;
         if let Some(length) = length
             && header.bundle_bytes != length
@@ -71,7 +84,10 @@ impl Bundle {
             return Err(BundleError::invalid(
                 Place::Header,
                 16,
-                format!("the bundle says it has {} bytes and the file gives it {length}", header.bundle_bytes),
+                format!(
+                    "the bundle says it has {} bytes and the file gives it {length}",
+                    header.bundle_bytes
+                ),
             ));
         }
         if verify == Verify::Full {
@@ -83,8 +99,12 @@ impl Bundle {
     fn parse(map: Map, header: Header) -> Result<Bundle, BundleError> {
         let manifest = required_json(&map, &header, SectionKind::Manifest)?;
         let weight_table: WeightTable = required_json(&map, &header, SectionKind::WeightTable)?;
-        let table_at = header.section(SectionKind::WeightTable).map_or(0, |s| s.offset);
-        let weights = *header.section(SectionKind::Weights).ok_or_else(|| missing(SectionKind::Weights))?;
+        let table_at = header
+            .section(SectionKind::WeightTable)
+            .map_or(0, |s| s.offset);
+        let weights = *header
+            .section(SectionKind::Weights)
+            .ok_or_else(|| missing(SectionKind::Weights))?;
         weight_table.check(weights.length).map_err(|problem| {
             BundleError::invalid(Place::Section(SectionKind::WeightTable), table_at, problem)
         })?;
@@ -110,7 +130,12 @@ impl Bundle {
 
         let graph: Graph = required_json(&map, &header, SectionKind::Graph)?;
         let graph_at = header.section(SectionKind::Graph).map_or(0, |s| s.offset);
-        graph.check(&weight_table).map_err(|source| BundleError::Graph { offset: graph_at, source })?;
+        graph
+            .check(&weight_table)
+            .map_err(|source| BundleError::Graph {
+                offset: graph_at,
+                source,
+            })?;
 
         let generation_defaults: GenerationDefaults =
             optional_json(&map, &header, SectionKind::GenerationDefaults)?.unwrap_or_default();
@@ -198,12 +223,21 @@ impl Bundle {
 
 impl std::fmt::Debug for Bundle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bundle").field("name", &self.manifest.name).field("header", &self.header).finish()
+        f.debug_struct("Bundle")
+            .field("name", &self.manifest.name)
+            .field("header", &self.header)
+            .finish()
     }
 }
 
 fn file_bytes(file: &File) -> Result<u64, BundleError> {
-    Ok(file.metadata().map_err(|source| BundleError::Io { action: "measure", source })?.len())
+    Ok(file
+        .metadata()
+        .map_err(|source| BundleError::Io {
+            action: "measure",
+            source,
+        })?
+        .len())
 }
 
 fn map_part(file: &File, offset: u64, available: u64) -> Result<Map, BundleError> {
@@ -211,22 +245,30 @@ fn map_part(file: &File, offset: u64, available: u64) -> Result<Map, BundleError
     let length = usize::try_from(available)
         .ok()
         .filter(|length| isize::try_from(*length).is_ok())
-        .ok_or_else(|| BundleError::Io { action: "map", source: too_large() })?;
+        .ok_or_else(|| BundleError::Io {
+            action: "map",
+            source: too_large(),
+        })?;
     if length == 0 {
         // Some systems refuse to map nothing; an empty file is no bundle anyway.
         return Err(BundleError::NotABundle);
     }
-    Map::new(file, offset, length).map_err(|source| BundleError::Io { action: "map", source })
+    Map::new(file, offset, length).map_err(|source| BundleError::Io {
+        action: "map",
+        source,
+    })
 }
 
 /// The bytes of a section that [`Header::decode`] found to lie inside the bundle.
 fn mapped<'a>(map: &'a Map, entry: &SectionEntry) -> Result<&'a [u8], BundleError> {
-    absolute_range(entry, 0, entry.length).and_then(|range| map.bytes().get(range)).ok_or(BundleError::Truncated {
-        place: Place::Section(entry.kind),
-        offset: entry.offset,
-        needed: entry.length,
-        available: (map.bytes().len() as u64).saturating_sub(entry.offset),
-    })
+    absolute_range(entry, 0, entry.length)
+        .and_then(|range| map.bytes().get(range))
+        .ok_or(BundleError::Truncated {
+            place: Place::Section(entry.kind),
+            offset: entry.offset,
+            needed: entry.length,
+            available: (map.bytes().len() as u64).saturating_sub(entry.offset),
+        })
 }
 
 fn absolute_range(section: &SectionEntry, offset: u64, length: u64) -> Option<Range<usize>> {
@@ -247,10 +289,21 @@ fn verify_all(map: &Map, header: &Header) -> Result<(), BundleError> {
 }
 
 fn verify_zero(map: &Map, from: u64, to: u64) -> Result<(), BundleError> {
-    let range = usize::try_from(from).unwrap_or(usize::MAX)..usize::try_from(to).unwrap_or(usize::MAX);
-    match map.bytes().get(range).unwrap_or_default().iter().position(|byte| *byte != 0) {
+    let range =
+        usize::try_from(from).unwrap_or(usize::MAX)..usize::try_from(to).unwrap_or(usize::MAX);
+    match map
+        .bytes()
+        .get(range)
+        .unwrap_or_default()
+        .iter()
+        .position(|byte| *byte != 0)
+    {
         None => Ok(()),
-        Some(at) => Err(BundleError::invalid(Place::Padding, from + at as u64, "a byte that must be zero is not")),
+        Some(at) => Err(BundleError::invalid(
+            Place::Padding,
+            from + at as u64,
+            "a byte that must be zero is not",
+        )),
     }
 }
 
@@ -258,7 +311,10 @@ fn verify_hash(entry: &SectionEntry, bytes: &[u8]) -> Result<(), BundleError> {
     if *blake3::hash(bytes).as_bytes() == entry.hash {
         Ok(())
     } else {
-        Err(BundleError::HashMismatch { place: Place::Section(entry.kind), offset: entry.offset })
+        Err(BundleError::HashMismatch {
+            place: Place::Section(entry.kind),
+            offset: entry.offset,
+        })
     }
 }
 
@@ -268,7 +324,9 @@ fn section_bytes(
     header: &Header,
     kind: SectionKind,
 ) -> Result<Option<(SectionEntry, Vec<u8>)>, BundleError> {
-    let Some(entry) = header.section(kind) else { return Ok(None) };
+    let Some(entry) = header.section(kind) else {
+        return Ok(None);
+    };
     let bytes = mapped(map, entry)?.to_vec();
     verify_hash(entry, &bytes)?;
     Ok(Some((*entry, bytes)))
@@ -279,15 +337,23 @@ fn optional_json<T: DeserializeOwned>(
     header: &Header,
     kind: SectionKind,
 ) -> Result<Option<T>, BundleError> {
-    let Some((entry, bytes)) = section_bytes(map, header, kind)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| BundleError::Json {
-        place: Place::Section(kind),
-        offset: entry.offset + json_error_at(&bytes, &source),
-        source,
-    })
+    let Some((entry, bytes)) = section_bytes(map, header, kind)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| BundleError::Json {
+            place: Place::Section(kind),
+            offset: entry.offset + json_error_at(&bytes, &source),
+            source,
+        })
 }
 
-fn required_json<T: DeserializeOwned>(map: &Map, header: &Header, kind: SectionKind) -> Result<T, BundleError> {
+fn required_json<T: DeserializeOwned>(
+    map: &Map,
+    header: &Header,
+    kind: SectionKind,
+) -> Result<T, BundleError> {
     optional_json(map, header, kind)?.ok_or_else(|| missing(kind))
 }
 
@@ -299,9 +365,12 @@ fn missing(section: SectionKind) -> BundleError {
 fn json_error_at(bytes: &[u8], error: &serde_json::Error) -> u64 {
     let line_start = match error.line().checked_sub(2) {
         None => 0,
-        Some(newlines_before) => {
-            bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(newlines_before).map_or(0, |(at, _)| at + 1)
-        }
+        Some(newlines_before) => bytes
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(newlines_before)
+            .map_or(0, |(at, _)| at + 1),
     };
     (line_start + error.column().saturating_sub(1)).min(bytes.len()) as u64
 }

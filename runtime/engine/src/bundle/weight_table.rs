@@ -84,7 +84,14 @@ pub enum ScaleKind {
 
 impl MatrixEntry {
     /// An entry for a matrix of `format`.
-    pub fn new(name: String, format: MatrixFormat, rows: usize, cols: usize, offset: u64, length: u64) -> Self {
+    pub fn new(
+        name: String,
+        format: MatrixFormat,
+        rows: usize,
+        cols: usize,
+        offset: u64,
+        length: u64,
+    ) -> Self {
         let (element, quantized) = match format.element {
             Element::F32 => (ElementKind::F32, false),
             Element::F16 => (ElementKind::F16, false),
@@ -110,7 +117,9 @@ impl MatrixEntry {
 
     /// The kernels' name of the storage format; `None` when the fields do not describe one.
     pub fn format(&self) -> Option<MatrixFormat> {
-        let float = |format| (self.block == 0 && self.scale.is_none() && !self.zero_points).then_some(format);
+        let float = |format| {
+            (self.block == 0 && self.scale.is_none() && !self.zero_points).then_some(format)
+        };
         let quantized = |element| {
             let scale = match self.scale? {
                 ScaleKind::F16 => ScaleType::F16,
@@ -143,9 +152,12 @@ impl WeightTable {
             return Err(format!("more than {MAX_WEIGHTS} weights"));
         }
         for (index, matrix) in self.matrices.iter().enumerate() {
-            let fail = |problem: String| Err(format!("matrix {index} ({}): {problem}", matrix.name));
+            let fail =
+                |problem: String| Err(format!("matrix {index} ({}): {problem}", matrix.name));
             let Some(format) = matrix.format() else {
-                return fail("element, block, scale and zero points do not form a known format".into());
+                return fail(
+                    "element, block, scale and zero points do not form a known format".into(),
+                );
             };
             let (rows, cols) = (matrix.rows, matrix.cols);
             if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
@@ -154,7 +166,10 @@ impl WeightTable {
             match format.size_bytes(rows, cols) {
                 Some(size) if size as u64 == matrix.length => {}
                 Some(size) => {
-                    return fail(format!("{rows} x {cols} takes {size} bytes, the table says {}", matrix.length));
+                    return fail(format!(
+                        "{rows} x {cols} takes {size} bytes, the table says {}",
+                        matrix.length
+                    ));
                 }
                 None => return fail(format!("{rows} x {cols} is too large")),
             }
@@ -163,7 +178,8 @@ impl WeightTable {
             }
         }
         for (index, vector) in self.vectors.iter().enumerate() {
-            let fail = |problem: String| Err(format!("vector {index} ({}): {problem}", vector.name));
+            let fail =
+                |problem: String| Err(format!("vector {index} ({}): {problem}", vector.name));
             let Some(length) = (vector.len as u64).checked_mul(4) else {
                 return fail(format!("{} values are too many", vector.len));
             };
@@ -177,7 +193,9 @@ impl WeightTable {
 
 fn outside(offset: u64, length: u64, section_bytes: u64) -> Option<String> {
     if !offset.is_multiple_of(WEIGHT_ALIGNMENT) {
-        return Some(format!("its offset {offset} is not a multiple of {WEIGHT_ALIGNMENT}"));
+        return Some(format!(
+            "its offset {offset} is not a multiple of {WEIGHT_ALIGNMENT}"
+        ));
     }
     match offset.checked_add(length) {
         Some(end) if end <= section_bytes => None,

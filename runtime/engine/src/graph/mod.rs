@@ -8,7 +8,7 @@ mod check;
 mod operators;
 
 pub use check::GraphError;
-pub use operators::{Activation, Columns, KvLayer, NormKind, Node, Op, PairLayout, RopeTable};
+pub use operators::{Activation, Columns, KvLayer, Node, NormKind, Op, PairLayout, RopeTable};
 
 use serde::{Deserialize, Serialize};
 
