@@ -82,10 +82,12 @@ fn attend_typed<S: Simd, P: AsRef<[u8]>, const F16: bool>(
         .window
         .map_or(0, |window| (position + 1).saturating_sub(window));
     let (mut largest, mut sum) = (0.0, 0.0);
-    for page_index in first / PAGE_TOKENS..=position / PAGE_TOKENS {
+    let first_page = first / PAGE_TOKENS;
+    let pages = &pages[first_page..=position / PAGE_TOKENS];
+    for (page_index, page) in (first_page..).zip(pages) {
         let start = page_index * PAGE_TOKENS;
         let visible = first.saturating_sub(start)..(position + 1 - start).min(PAGE_TOKENS);
-        let page = pages[page_index].as_ref();
+        let page = page.as_ref();
         let keys = &page[kv.keys_offset(kv_head)..][..kv.head_bytes()];
         let values = &page[kv.values_offset(kv_head)..][..kv.head_bytes()];
 
@@ -94,7 +96,7 @@ fn attend_typed<S: Simd, P: AsRef<[u8]>, const F16: bool>(
         let (chunk_largest, chunk_sum) = softmax(simd, options, &visible, &mut weights);
         weigh::<S, F16>(simd, values, kv.row_bytes(), &visible, &weights, chunk);
 
-        if page_index == first / PAGE_TOKENS {
+        if page_index == first_page {
             (largest, sum) = (chunk_largest, chunk_sum);
             total.copy_from_slice(chunk);
         } else {

@@ -1,31 +1,54 @@
 //! From an [`Isa`] to code compiled for it.
 //!
-//! A new instruction set needs a module with a [`Simd`] type, and a line in each function below.
+//! A new instruction set needs a module with a [`Simd`] type, a line in [`Supported::new`] and one in
+//! [`Supported::run`].
 
 use crate::isa::Isa;
 use crate::lanes::Simd;
 use crate::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::x86_64;
 
 /// Work that can be done with any instruction set.
 pub(crate) trait Work {
-    /// What it computes.
-    type Output;
     /// Does the work. Must be `#[inline(always)]`, to be compiled with the instruction set of the caller.
-    fn run<S: Simd>(self, simd: S) -> Self::Output;
+    fn run<S: Simd>(self, simd: S);
 }
 
-/// Whether this CPU can run the instruction set.
-pub(crate) fn is_available(isa: Isa) -> bool {
-    match isa {
-        Isa::Scalar => true,
-        _ => false,
+/// An instruction set that this CPU was found to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Supported(Isa);
+
+impl Supported {
+    /// `None` if this CPU does not have `isa`.
+    pub(crate) fn new(isa: Isa) -> Option<Self> {
+        let found = match isa {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => x86_64::has_avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => x86_64::has_avx512_vnni(),
+            _ => false,
+        };
+        found.then_some(Self(isa))
     }
-}
 
-/// Runs `work` with an instruction set that the caller knows to be available.
-#[inline]
-pub(crate) fn run<W: Work>(isa: Isa, work: W) -> W::Output {
-    match isa {
-        _ => work.run(Scalar),
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs `work`, compiled for this instruction set.
+    #[allow(unsafe_code)]
+    #[inline]
+    pub(crate) fn run<W: Work>(self, work: W) {
+        match self.0 {
+            // SAFETY: `new` found that this CPU has these instructions.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86_64::run_avx2(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => unsafe { x86_64::run_avx512_vnni(work) },
+            _ => work.run(Scalar),
+        }
     }
 }

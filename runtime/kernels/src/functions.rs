@@ -23,7 +23,7 @@ pub enum Activation {
 }
 
 /// ln 2 rounded to f32, and what is missing.
-const LN2_HIGH: f32 = 0.693_147_2;
+const LN2_HIGH: f32 = std::f32::consts::LN_2;
 const LN2_LOW: f32 = -1.904_654_2e-9;
 
 /// `(e^r - 1 - r) / r^2` for `|r| <= ln(2) / 2`, lowest power first.
@@ -37,7 +37,7 @@ const EXP: [f32; 5] = [
 
 /// `erf(x) / x` as a polynomial in `x^2`, for `|x| < 0.9`, lowest power first.
 const ERF_NEAR: [f32; 7] = [
-    1.128_379_2,
+    std::f32::consts::FRAC_2_SQRT_PI,
     -0.376_126_35,
     0.112_837_195,
     -0.026_860_753,
@@ -55,7 +55,7 @@ const ERF_FAR: [f32; 8] = [
     0.025_091_518,
     -0.004_160_534_6,
     0.000_432_304_57,
-    -2.090_969_1e-5,
+    -2.090_969e-5,
 ];
 
 /// Horner's rule, one fma per coefficient.

@@ -45,7 +45,7 @@ impl Isa {
 
     /// Whether this CPU has it.
     pub fn is_available(self) -> bool {
-        crate::dispatch::is_available(self)
+        crate::dispatch::Supported::new(self).is_some()
     }
 
     /// The name that [`from_name`](Self::from_name) understands.

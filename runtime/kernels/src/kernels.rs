@@ -1,13 +1,13 @@
 //! The kernels as the engine calls them: shapes checked, instruction set chosen, threads shared.
 
 use crate::attention::{AttentionOptions, attend};
-use crate::dispatch::{Work, run};
+use crate::dispatch::{Supported, Work};
 use crate::format::Matrix;
 use crate::functions::{self, Activation};
 use crate::isa::Isa;
-use crate::lanes::{Simd, map, map2};
+use crate::lanes::{Lanes, Simd, map, map2};
 use crate::matmul::{float_groups, quantized_groups};
-use crate::norm::{Norm, add_scaled_row, normalize};
+use crate::norm::{Norm, normalize};
 use crate::pool::ThreadPool;
 use crate::quantized::{QuantizedRows, quantize_row};
 use crate::rope::{PairLayout, RopeTables, rotate_row};
@@ -23,7 +23,7 @@ use thiserror::Error;
 /// is computed alone or with others, as long as no infinity or NaN appears.
 #[derive(Clone, Debug)]
 pub struct Kernels {
-    isa: Isa,
+    isa: Supported,
     pool: Arc<ThreadPool>,
 }
 
@@ -44,16 +44,13 @@ impl Kernels {
     /// # Errors
     /// If this CPU does not support it.
     pub fn new(isa: Isa, pool: Arc<ThreadPool>) -> Result<Self, UnsupportedIsa> {
-        if isa.is_available() {
-            Ok(Self { isa, pool })
-        } else {
-            Err(UnsupportedIsa(isa))
-        }
+        let isa = Supported::new(isa).ok_or(UnsupportedIsa(isa))?;
+        Ok(Self { isa, pool })
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.isa.isa()
     }
 
     /// The threads in use.
@@ -65,7 +62,6 @@ impl Kernels {
     pub fn quantize(&self, x: &Rows<'_>, out: &mut QuantizedRows) {
         struct Quantize<'a, 'b>(&'a [f32], &'a mut crate::quantized::QuantizedRow<'b>);
         impl Work for Quantize<'_, '_> {
-            type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, simd: S) {
                 quantize_row(simd, self.0, self.1);
@@ -74,13 +70,13 @@ impl Kernels {
         out.resize(x.rows(), x.width());
         if x.rows() * x.width() < 2 * ELEMENTS_PER_TASK {
             for (index, mut row) in out.rows_mut().enumerate() {
-                run(self.isa, Quantize(x.row(index), &mut row));
+                self.isa.run(Quantize(x.row(index), &mut row));
             }
         } else {
             let rows: Vec<_> = out.rows_mut().map(Mutex::new).collect();
             self.pool.run(rows.len(), |index| {
                 let mut row = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
-                run(self.isa, Quantize(x.row(index), &mut row));
+                self.isa.run(Quantize(x.row(index), &mut row));
             });
         }
     }
@@ -142,16 +138,13 @@ impl Kernels {
         self.pool.run(groups.div_ceil(per_task), |task| {
             let start = task * per_task;
             let groups = start..(start + per_task).min(groups);
-            run(
-                self.isa,
-                MatmulGroups {
-                    matrix,
-                    input,
-                    bias,
-                    out,
-                    groups,
-                },
-            );
+            self.isa.run(MatmulGroups {
+                matrix,
+                input,
+                bias,
+                out,
+                groups,
+            });
         });
     }
 
@@ -211,7 +204,7 @@ impl Kernels {
                 &vector[group]
             }
         }
-        self.by_row(x.rows(), out, width, |simd, row, out| {
+        self.by_row(x.rows(), out, width, |isa, row, out| {
             let x = x.row(row);
             for start in (0..width).step_by(group) {
                 let columns = start..start + group;
@@ -226,7 +219,7 @@ impl Kernels {
                     epsilon,
                     out,
                 }
-                .run_on(simd);
+                .run_on(isa);
             }
         });
     }
@@ -256,7 +249,7 @@ impl Kernels {
             "{} pairs in {head_dim} columns",
             cos.width()
         );
-        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+        self.by_row(x.rows(), out, x.width(), |isa, row, out| {
             let (cos, sin) = (cos.row(row), sin.row(row));
             RopeRow {
                 x: x.row(row),
@@ -266,19 +259,19 @@ impl Kernels {
                 sin,
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
     /// `activation(x)`.
     pub fn activation(&self, activation: Activation, x: &Rows<'_>, out: &mut RowsMut<'_>) {
-        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+        self.by_row(x.rows(), out, x.width(), |isa, row, out| {
             ActivationRow {
                 activation,
                 x: x.row(row),
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
@@ -291,52 +284,52 @@ impl Kernels {
         out: &mut RowsMut<'_>,
     ) {
         check_same(gate, up);
-        self.by_row(gate.rows(), out, gate.width(), |simd, row, out| {
+        self.by_row(gate.rows(), out, gate.width(), |isa, row, out| {
             GateRow {
                 activation,
                 gate: gate.row(row),
                 up: up.row(row),
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
     /// `a + scale * b`, rounded once.
     pub fn add_scaled(&self, a: &Rows<'_>, b: &Rows<'_>, scale: f32, out: &mut RowsMut<'_>) {
         check_same(a, b);
-        self.by_row(a.rows(), out, a.width(), |simd, row, out| {
+        self.by_row(a.rows(), out, a.width(), |isa, row, out| {
             AddRow {
                 a: a.row(row),
                 b: b.row(row),
                 scale,
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
     /// `factor * x`.
     pub fn scale(&self, factor: f32, x: &Rows<'_>, out: &mut RowsMut<'_>) {
-        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+        self.by_row(x.rows(), out, x.width(), |isa, row, out| {
             ScaleRow {
                 factor,
                 x: x.row(row),
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
     /// `cap * tanh(x / cap)`.
     pub fn softcap(&self, cap: f32, x: &Rows<'_>, out: &mut RowsMut<'_>) {
-        self.by_row(x.rows(), out, x.width(), |simd, row, out| {
+        self.by_row(x.rows(), out, x.width(), |isa, row, out| {
             SoftcapRow {
                 cap,
                 x: x.row(row),
                 out,
             }
-            .run_on(simd);
+            .run_on(isa);
         });
     }
 
@@ -371,17 +364,14 @@ impl Kernels {
             // SAFETY: each task has its own row and head.
             #[allow(unsafe_code)]
             let out = unsafe { out.segment(row, head * head_dim, head_dim) };
-            run(
-                self.isa,
-                AttendHead {
-                    options,
-                    pages,
-                    head,
-                    position,
-                    query,
-                    out,
-                },
-            );
+            self.isa.run(AttendHead {
+                options,
+                pages,
+                head,
+                position,
+                query,
+                out,
+            });
         });
     }
 
@@ -391,7 +381,7 @@ impl Kernels {
         rows: usize,
         out: &mut RowsMut<'_>,
         width: usize,
-        compute: impl Fn(Isa, usize, &mut [f32]) + Sync,
+        compute: impl Fn(Supported, usize, &mut [f32]) + Sync,
     ) {
         assert_eq!(
             (out.rows(), out.width()),
@@ -436,7 +426,6 @@ struct MatmulGroups<'a> {
 }
 
 impl Work for MatmulGroups<'_> {
-    type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self {
@@ -462,12 +451,11 @@ macro_rules! work {
     ($name:ident<$lifetime:lifetime> { $($field:ident: $type:ty),+ } |$simd:ident| $body:expr) => {
         struct $name<$lifetime> { $($field: $type),+ }
         impl $name<'_> {
-            fn run_on(self, isa: Isa) {
-                run(isa, self);
+            fn run_on(self, isa: Supported) {
+                isa.run(self);
             }
         }
         impl Work for $name<'_> {
-            type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, $simd: S) {
                 let Self { $($field),+ } = self;
@@ -487,39 +475,44 @@ work!(RopeRow<'a> {
     out: &'a mut [f32]
 } |simd| { let _ = simd; rotate_row(x, head_dim, layout, cos, sin, out) });
 
+/// Runs `$map` with the function of `$activation`.
+macro_rules! with_activation {
+    ($activation:expr, |$function:ident| $map:expr) => {
+        match $activation {
+            Activation::Silu => with_activation!(silu, $function, $map),
+            Activation::GeluErf => with_activation!(gelu_erf, $function, $map),
+            Activation::GeluTanh => with_activation!(gelu_tanh, $function, $map),
+            Activation::GeluSigmoid => with_activation!(gelu_sigmoid, $function, $map),
+            Activation::Relu => with_activation!(relu, $function, $map),
+            Activation::ReluSquared => with_activation!(relu_squared, $function, $map),
+        }
+    };
+    ($name:ident, $function:ident, $map:expr) => {{
+        use functions::$name as $function;
+        $map
+    }};
+}
+
 work!(ActivationRow<'a> { activation: Activation, x: &'a [f32], out: &'a mut [f32] } |simd| {
-    match activation {
-        Activation::Silu => map(simd, x, out, functions::silu),
-        Activation::GeluErf => map(simd, x, out, functions::gelu_erf),
-        Activation::GeluTanh => map(simd, x, out, functions::gelu_tanh),
-        Activation::GeluSigmoid => map(simd, x, out, functions::gelu_sigmoid),
-        Activation::Relu => map(simd, x, out, functions::relu),
-        Activation::ReluSquared => map(simd, x, out, functions::relu_squared),
-    }
+    with_activation!(activation, |function| map!(simd, out, |x| function(x)))
 });
 
 work!(GateRow<'a> {
     activation: Activation, gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]
-} |simd| match activation {
-    Activation::Silu => map2(simd, gate, up, out, |g, u| functions::silu(g) * u),
-    Activation::GeluErf => map2(simd, gate, up, out, |g, u| functions::gelu_erf(g) * u),
-    Activation::GeluTanh => map2(simd, gate, up, out, |g, u| functions::gelu_tanh(g) * u),
-    Activation::GeluSigmoid => map2(simd, gate, up, out, |g, u| functions::gelu_sigmoid(g) * u),
-    Activation::Relu => map2(simd, gate, up, out, |g, u| functions::relu(g) * u),
-    Activation::ReluSquared => map2(simd, gate, up, out, |g, u| functions::relu_squared(g) * u),
-});
+} |simd| with_activation!(activation, |function| map2!(simd, out, |gate, up| function(gate) * up)));
 
 work!(AddRow<'a> { a: &'a [f32], b: &'a [f32], scale: f32, out: &'a mut [f32] } |simd| {
-    add_scaled_row(simd, a, b, scale, out)
+    let scale = simd.splat(scale);
+    map2!(simd, out, |a, b| b.fma(scale, a))
 });
 
 work!(ScaleRow<'a> { factor: f32, x: &'a [f32], out: &'a mut [f32] } |simd| {
     let factor = simd.splat(factor);
-    map(simd, x, out, |x| x * factor)
+    map!(simd, out, |x| x * factor)
 });
 
 work!(SoftcapRow<'a> { cap: f32, x: &'a [f32], out: &'a mut [f32] } |simd| {
-    map(simd, x, out, |x| functions::softcap(x, cap))
+    map!(simd, out, |x| functions::softcap(x, cap))
 });
 
 /// One head of one query.
@@ -533,7 +526,6 @@ struct AttendHead<'a, P> {
 }
 
 impl<P: AsRef<[u8]>> Work for AttendHead<'_, P> {
-    type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self {

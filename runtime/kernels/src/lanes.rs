@@ -23,20 +23,31 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 signed bytes.
     fn load_i8(self, bytes: &[u8; 16]) -> Self::I;
 
-    /// Exact dot products of the 16 rows of an int4 tile (offset-coded: stored value - 8) with each of
-    /// `M` activation blocks of `4 * QUADS` bytes whose sums are `sums`.
-    fn dots_int4<const M: usize, const QUADS: usize>(
+    /// Activation rows that a matrix product handles at once, 4 or 8: as many as the registers hold.
+    const BATCH: usize;
+
+    /// Exact dot products of the 16 rows of an int4 tile (stored as `q + 8`) with each of `M` activation
+    /// blocks, whose sums are `sums` and whose elements are -127 to 127.
+    ///
+    /// # Safety
+    /// `32 * QUADS` bytes must be readable at `quants` and `4 * QUADS` at each of `activations`.
+    #[allow(unsafe_code)]
+    unsafe fn dots_int4<const M: usize, const QUADS: usize>(
         self,
-        quants: &[u8],
-        activations: [&[i8]; M],
+        quants: *const u8,
+        activations: [*const i8; M],
         sums: [i32; M],
     ) -> [Self::I; M];
 
     /// The same for an int8 tile.
-    fn dots_int8<const M: usize, const QUADS: usize>(
+    ///
+    /// # Safety
+    /// `64 * QUADS` bytes must be readable at `quants` and `4 * QUADS` at each of `activations`.
+    #[allow(unsafe_code)]
+    unsafe fn dots_int8<const M: usize, const QUADS: usize>(
         self,
-        quants: &[u8],
-        activations: [&[i8]; M],
+        quants: *const u8,
+        activations: [*const i8; M],
         sums: [i32; M],
     ) -> [Self::I; M];
 }
@@ -107,56 +118,76 @@ pub(crate) fn store_part<V: Lanes>(v: V, out: &mut [f32]) {
     out.copy_from_slice(&lanes[..out.len()]);
 }
 
-/// `out[i] = f(x[i])`.
-#[inline(always)]
-pub(crate) fn map<S: Simd>(simd: S, x: &[f32], out: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let (x, x_rest) = x.as_chunks::<16>();
-    let (out, out_rest) = out.as_chunks_mut::<16>();
-    for (x, out) in x.iter().zip(out) {
-        f(simd.load(x)).store(out);
-    }
-    if !x_rest.is_empty() {
-        store_part(f(load_part(simd, x_rest, 0.0)), out_rest);
-    }
+/// `out[i] = body` for `x = x[i]`, 16 at a time.
+///
+/// A macro, as are the next ones, because a closure of some size would not be inlined, and then not be
+/// compiled for the instruction set.
+macro_rules! map {
+    ($simd:expr, $out:expr, |$x:ident| $body:expr) => {{
+        let (chunks, rest) = $x.as_chunks::<16>();
+        let (out_chunks, out_rest) = $out.as_chunks_mut::<16>();
+        for (x, out) in chunks.iter().zip(out_chunks) {
+            let $x = $simd.load(x);
+            $body.store(out);
+        }
+        if !rest.is_empty() {
+            let $x = $crate::lanes::load_part($simd, rest, 0.0);
+            $crate::lanes::store_part($body, out_rest);
+        }
+    }};
 }
 
-/// `out[i] = f(a[i], b[i])`.
-#[inline(always)]
-pub(crate) fn map2<S: Simd>(
-    simd: S,
-    a: &[f32],
-    b: &[f32],
-    out: &mut [f32],
-    f: impl Fn(S::F, S::F) -> S::F,
-) {
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let (out, out_rest) = out.as_chunks_mut::<16>();
-    for ((a, b), out) in a.iter().zip(b).zip(out) {
-        f(simd.load(a), simd.load(b)).store(out);
-    }
-    if !a_rest.is_empty() {
-        let (a, b) = (load_part(simd, a_rest, 0.0), load_part(simd, b_rest, 0.0));
-        store_part(f(a, b), out_rest);
-    }
+/// `out[i] = body` for `a = a[i]` and `b = b[i]`, 16 at a time.
+macro_rules! map2 {
+    ($simd:expr, $out:expr, |$a:ident, $b:ident| $body:expr) => {{
+        let (a_chunks, a_rest) = $a.as_chunks::<16>();
+        let (b_chunks, b_rest) = $b.as_chunks::<16>();
+        let (out_chunks, out_rest) = $out.as_chunks_mut::<16>();
+        for ((a, b), out) in a_chunks.iter().zip(b_chunks).zip(out_chunks) {
+            let ($a, $b) = ($simd.load(a), $simd.load(b));
+            $body.store(out);
+        }
+        if !a_rest.is_empty() {
+            let $a = $crate::lanes::load_part($simd, a_rest, 0.0);
+            let $b = $crate::lanes::load_part($simd, b_rest, 0.0);
+            $crate::lanes::store_part($body, out_rest);
+        }
+    }};
 }
 
-/// Folds `x` into 16 lanes, element `i` into lane `i mod 16`; missing elements count as `fill`.
-#[inline(always)]
-pub(crate) fn fold<S: Simd>(
-    simd: S,
-    x: &[f32],
-    fill: f32,
-    start: S::F,
-    f: impl Fn(S::F, S::F) -> S::F,
-) -> S::F {
-    let (x, rest) = x.as_chunks::<16>();
-    let mut lanes = start;
-    for x in x {
-        lanes = f(lanes, simd.load(x));
-    }
-    if !rest.is_empty() {
-        lanes = f(lanes, load_part(simd, rest, fill));
-    }
-    lanes
+/// `out[i] = body` for `value = out[i]` and `x = x[i]`, 16 at a time.
+macro_rules! update {
+    ($simd:expr, $out:expr, |$value:ident, $x:ident| $body:expr) => {{
+        let (chunks, rest) = $x.as_chunks::<16>();
+        let (out_chunks, out_rest) = $out.as_chunks_mut::<16>();
+        for (x, out) in chunks.iter().zip(out_chunks) {
+            let ($value, $x) = ($simd.load(out), $simd.load(x));
+            $body.store(out);
+        }
+        if !rest.is_empty() {
+            let $value = $crate::lanes::load_part($simd, out_rest, 0.0);
+            let $x = $crate::lanes::load_part($simd, rest, 0.0);
+            $crate::lanes::store_part($body, out_rest);
+        }
+    }};
 }
+
+/// Sum of `body` over `x = x[i]`, where `body` adds to the lanes `sum`: element `i` counts into lane
+/// `i mod 16`, elements missing at the end are `fill`, then the lanes are summed by the tree.
+macro_rules! sum {
+    ($simd:expr, $fill:expr, |$sum:ident, $x:ident| $body:expr) => {{
+        let (chunks, rest) = $x.as_chunks::<16>();
+        let mut lanes = $simd.splat(0.0);
+        for x in chunks {
+            let ($sum, $x) = (lanes, $simd.load(x));
+            lanes = $body;
+        }
+        if !rest.is_empty() {
+            let ($sum, $x) = (lanes, $crate::lanes::load_part($simd, rest, $fill));
+            lanes = $body;
+        }
+        lanes.sum()
+    }};
+}
+
+pub(crate) use {map, map2, sum, update};

@@ -40,6 +40,8 @@ mod quantized;
 mod rope;
 mod rows;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use attention::AttentionOptions;
 pub use format::{ACTIVATION_BLOCK, Element, LayoutError, Matrix, MatrixFormat, ROWS, ScaleType};

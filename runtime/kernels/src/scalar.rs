@@ -17,6 +17,7 @@ pub(crate) struct Ints([i32; 16]);
 impl Simd for Scalar {
     type F = Floats;
     type I = Ints;
+    const BATCH: usize = 4;
 
     fn splat(self, x: f32) -> Floats {
         Floats([x; 16])
@@ -42,13 +43,18 @@ impl Simd for Scalar {
         Ints(bytes.map(|byte| i32::from(byte as i8)))
     }
 
-    fn dots_int4<const M: usize, const QUADS: usize>(
+    #[allow(unsafe_code)]
+    unsafe fn dots_int4<const M: usize, const QUADS: usize>(
         self,
-        quants: &[u8],
-        activations: [&[i8]; M],
+        quants: *const u8,
+        activations: [*const i8; M],
         _sums: [i32; M],
     ) -> [Ints; M] {
+        // SAFETY: the caller's promise.
+        let quants = unsafe { std::slice::from_raw_parts(quants, 32 * QUADS) };
         activations.map(|activations| {
+            // SAFETY: the caller's promise.
+            let activations = unsafe { std::slice::from_raw_parts(activations, 4 * QUADS) };
             let mut dots = [0; 16];
             let chunks = quants
                 .as_chunks::<64>()
@@ -67,13 +73,18 @@ impl Simd for Scalar {
         })
     }
 
-    fn dots_int8<const M: usize, const QUADS: usize>(
+    #[allow(unsafe_code)]
+    unsafe fn dots_int8<const M: usize, const QUADS: usize>(
         self,
-        quants: &[u8],
-        activations: [&[i8]; M],
+        quants: *const u8,
+        activations: [*const i8; M],
         _sums: [i32; M],
     ) -> [Ints; M] {
+        // SAFETY: the caller's promise.
+        let quants = unsafe { std::slice::from_raw_parts(quants, 64 * QUADS) };
         activations.map(|activations| {
+            // SAFETY: the caller's promise.
+            let activations = unsafe { std::slice::from_raw_parts(activations, 4 * QUADS) };
             let mut dots = [0; 16];
             let chunks = quants
                 .as_chunks::<64>()

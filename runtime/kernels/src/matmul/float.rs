@@ -41,7 +41,7 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     out: &SharedRows<'_>,
     groups: Range<usize>,
 ) {
-    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 rows of one group.
+    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group.
     let finish = |group: usize, row: usize, sum: S::F| {
         let start = group * ROWS;
         let len = ROWS.min(matrix.rows() - start);
@@ -50,18 +50,31 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
         // SAFETY: the caller's promise: these columns are this thread's.
         store_part(sum, unsafe { out.segment(row, start, len) });
     };
-    let mut row = 0;
-    while row + 4 <= x.rows() {
-        for group in groups.clone() {
+    let mut batched = 0;
+    for group in groups.clone() {
+        let bytes = [matrix.group(group)];
+        let mut row = 0;
+        if S::BATCH == 8 {
+            while row + 8 <= x.rows() {
+                let rows = std::array::from_fn(|m| x.row(row + m));
+                let [sums] = chains::<S, F16, 1, 8>(simd, bytes, rows);
+                for (m, sum) in sums.into_iter().enumerate() {
+                    finish(group, row + m, sum);
+                }
+                row += 8;
+            }
+        }
+        while row + 4 <= x.rows() {
             let rows = std::array::from_fn(|m| x.row(row + m));
-            let [sums] = chains::<S, F16, 1, 4>(simd, [matrix.group(group)], rows);
+            let [sums] = chains::<S, F16, 1, 4>(simd, bytes, rows);
             for (m, sum) in sums.into_iter().enumerate() {
                 finish(group, row + m, sum);
             }
+            row += 4;
         }
-        row += 4;
+        batched = row;
     }
-    while row < x.rows() {
+    for row in batched..x.rows() {
         let mut group = groups.start;
         while group + 4 <= groups.end {
             let bytes = std::array::from_fn(|g| matrix.group(group + g));
@@ -71,12 +84,10 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
             }
             group += 4;
         }
-        while group < groups.end {
+        for group in group..groups.end {
             let [[sum]] = chains::<S, F16, 1, 1>(simd, [matrix.group(group)], [x.row(row)]);
             finish(group, row, sum);
-            group += 1;
         }
-        row += 1;
     }
 }
 
@@ -92,14 +103,14 @@ fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
     let groups = groups.map(|group| &group[..cols * ROWS * if F16 { 2 } else { 4 }]);
     let mut sums = [[simd.splat(0.0); M]; G];
     for k in 0..cols {
-        for g in 0..G {
+        for (sums, group) in sums.iter_mut().zip(groups) {
             let weights = if F16 {
-                simd.load_f16(&groups[g].as_chunks::<32>().0[k])
+                simd.load_f16(&group.as_chunks::<32>().0[k])
             } else {
-                simd.load_f32(&groups[g].as_chunks::<64>().0[k])
+                simd.load_f32(&group.as_chunks::<64>().0[k])
             };
-            for m in 0..M {
-                sums[g][m] = weights.fma(simd.splat(rows[m][k]), sums[g][m]);
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                *sum = weights.fma(simd.splat(row[k]), *sum);
             }
         }
     }

@@ -4,6 +4,7 @@ use crate::format::{ACTIVATION_BLOCK, Element, Matrix, MatrixFormat, ROWS, Scale
 use crate::lanes::{IntLanes, Lanes, Simd, load_part, store_part};
 use crate::quantized::QuantizedRows;
 use crate::rows::SharedRows;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// Computes the outputs of row groups `groups` for all activation rows.
@@ -73,6 +74,15 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
         };
         let format = &matrix.format();
         let mut row = 0;
+        if S::BATCH == 8 {
+            while row + 8 <= x.rows() {
+                let sums = group_rows::<S, INT4, QUADS, PLAIN, 8>(simd, format, bytes, x, row);
+                for (i, sum) in sums.into_iter().enumerate() {
+                    finish(row + i, sum);
+                }
+                row += 8;
+            }
+        }
         while row + 4 <= x.rows() {
             let sums = group_rows::<S, INT4, QUADS, PLAIN, 4>(simd, format, bytes, x, row);
             for (i, sum) in sums.into_iter().enumerate() {
@@ -89,6 +99,7 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
 }
 
 /// 16 outputs of `M` activation rows from `row` on.
+#[allow(unsafe_code)]
 #[inline(always)]
 fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, const M: usize>(
     simd: S,
@@ -104,29 +115,41 @@ fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, 
     } else {
         (format.scales_bytes(), format.quants_offset())
     };
-    let values: [&[i8]; M] = std::array::from_fn(|m| x.values(row + m));
-    let scales: [&[f32]; M] = std::array::from_fn(|m| x.scales(row + m));
-    let sums: [&[i32]; M] = std::array::from_fn(|m| {
-        if QUADS == 8 {
+    let tiles = group.chunks_exact(quants_offset + quants_bytes);
+    let blocks = tiles.len();
+    let values = from_fn::<_, M, _>(|m| {
+        let values = x.values(row + m);
+        assert!(values.len() >= blocks * block_len);
+        values.as_ptr()
+    });
+    let activation_blocks = blocks.div_ceil(ACTIVATION_BLOCK / block_len);
+    let scales = from_fn::<_, M, _>(|m| &x.scales(row + m)[..activation_blocks]);
+    let sums = from_fn::<_, M, _>(|m| {
+        let sums = if QUADS == 8 {
             x.sums(row + m)
         } else {
             x.half_sums(row + m)
-        }
+        };
+        &sums[..blocks]
     });
     let mut results = [simd.splat(0.0); M];
-    for (block, tile) in group.chunks_exact(quants_offset + quants_bytes).enumerate() {
+    for (block, tile) in tiles.enumerate() {
         let weight_scales = if PLAIN || format.scale == ScaleType::F16 {
             simd.load_f16(&tile.as_chunks::<32>().0[0])
         } else {
             simd.load_f32(&tile.as_chunks::<64>().0[0])
         };
-        let quants = &tile[quants_offset..];
-        let activations = values.map(|values| &values[block * block_len..][..block_len]);
         let block_sums = sums.map(|sums| sums[block]);
-        let mut dots = if INT4 {
-            simd.dots_int4::<M, QUADS>(quants, activations, block_sums)
-        } else {
-            simd.dots_int8::<M, QUADS>(quants, activations, block_sums)
+        // SAFETY: a tile is `quants_offset + quants_bytes` long; the length of the activations was
+        // compared with the number of blocks. `quantize_row` makes -127 to 127 of finite numbers.
+        let mut dots = unsafe {
+            let quants = tile.as_ptr().add(quants_offset);
+            let activations = values.map(|values| values.add(block * block_len));
+            if INT4 {
+                simd.dots_int4::<M, QUADS>(quants, activations, block_sums)
+            } else {
+                simd.dots_int8::<M, QUADS>(quants, activations, block_sums)
+            }
         };
         if !PLAIN && format.zero_points {
             let zero_points = simd.load_i8(&tile[scales_bytes..].as_chunks::<16>().0[0]);
@@ -135,8 +158,8 @@ fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, 
             }
         }
         for m in 0..M {
-            let scale = weight_scales * simd.splat(scales[m][block * block_len / ACTIVATION_BLOCK]);
-            results[m] = dots[m].to_float().fma(scale, results[m]);
+            let scale = simd.splat(scales[m][block * block_len / ACTIVATION_BLOCK]);
+            results[m] = dots[m].to_float().fma(weight_scales * scale, results[m]);
         }
     }
     results

@@ -1,0 +1,314 @@
+//! The arithmetic contract: every instruction set, any number of threads and any way of cutting the
+//! input into calls give the same bits.
+#![allow(clippy::expect_used)]
+
+mod workload;
+
+use niwaki_kernels::*;
+use proptest::prelude::*;
+use std::sync::Arc;
+use workload::{Numbers, bits};
+
+fn kernels(isa: Isa, threads: usize) -> Kernels {
+    Kernels::new(isa, Arc::new(ThreadPool::new(threads))).expect("is available")
+}
+
+/// Compares what `compute` returns on every instruction set of this CPU, with 1 and 3 threads.
+fn same_everywhere(compute: impl Fn(&Kernels) -> Vec<f32>) -> Vec<f32> {
+    let expected = compute(&kernels(Isa::Scalar, 1));
+    for isa in Isa::available() {
+        for threads in [1, 3] {
+            let actual = compute(&kernels(isa, threads));
+            assert_eq!(
+                bits(&actual),
+                bits(&expected),
+                "{isa} with {threads} threads"
+            );
+        }
+    }
+    expected
+}
+
+/// Activations that include zero blocks, subnormals and large numbers.
+fn activations(numbers: &mut Numbers, count: usize) -> Vec<f32> {
+    let kinds: Vec<u32> = (0..count.div_ceil(16)).map(|_| numbers.below(8)).collect();
+    (0..count)
+        .map(|i| {
+            let x = numbers.next();
+            match kinds[i / 16] {
+                0 => 0.0,
+                1 => x * 1e-38,
+                2 => x * 1e-42,
+                3 => x * 1e15,
+                4 => x * 1e-10,
+                _ => x * 3.0,
+            }
+        })
+        .collect()
+}
+
+/// A scale that binary16 holds exactly: normal, subnormal, negative, zero and extreme ones.
+fn scale(numbers: &mut Numbers, kind: ScaleType) -> f32 {
+    let x = numbers.next();
+    let scale = match numbers.below(6) {
+        0 => 0.0,
+        1 => x * 5e-7,
+        2 => x * 65504.0,
+        _ => x * 0.1,
+    };
+    match kind {
+        ScaleType::F16 => half::f16::from_f32(scale).to_f32(),
+        ScaleType::F32 => scale,
+    }
+}
+
+fn packed(numbers: &mut Numbers, format: MatrixFormat, rows: usize, cols: usize) -> Vec<u8> {
+    if !format.is_quantized() {
+        let values: Vec<f32> = (0..rows * cols).map(|_| numbers.next()).collect();
+        return pack_float(format, rows, cols, &values).expect("packs");
+    }
+    let blocks = cols.div_ceil(format.block);
+    let integer = |numbers: &mut Numbers| match (format.element, numbers.below(4)) {
+        (Element::Int4, 0) => -8,
+        (Element::Int4, _) => numbers.below(16) as i8 - 8,
+        (_, 0) => -128,
+        (_, 1) => 127,
+        _ => numbers.below(256) as u8 as i8,
+    };
+    let q: Vec<i8> = (0..rows * cols).map(|_| integer(numbers)).collect();
+    let scales: Vec<f32> = (0..rows * blocks)
+        .map(|_| scale(numbers, format.scale))
+        .collect();
+    let points: Vec<i8> = (0..rows * blocks).map(|_| integer(numbers)).collect();
+    let points = format.zero_points.then_some(&points[..]);
+    pack_int(format, rows, cols, &q, &scales, points).expect("packs")
+}
+
+fn formats() -> impl Strategy<Value = MatrixFormat> {
+    let elements = prop_oneof![
+        3 => Just(Element::Int4),
+        3 => Just(Element::Int8),
+        1 => Just(Element::F16),
+        1 => Just(Element::F32),
+    ];
+    let blocks = prop_oneof![3 => Just(32_usize), 1 => Just(16)];
+    let scales = prop_oneof![3 => Just(ScaleType::F16), 1 => Just(ScaleType::F32)];
+    (elements, blocks, scales, prop::bool::weighted(0.3)).prop_map(
+        |(element, block, scale, zero_points)| MatrixFormat {
+            element,
+            block,
+            scale,
+            zero_points,
+        },
+    )
+}
+
+/// `x` as rows that are `gap` apart.
+fn spread(x: &[f32], width: usize, gap: usize) -> Vec<f32> {
+    let mut spread: Vec<f32> = x
+        .chunks(width)
+        .flat_map(|row| row.iter().copied().chain(vec![f32::NAN; gap]))
+        .collect();
+    spread.truncate(spread.len() - gap);
+    spread
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn matrix_products(
+        format in formats(),
+        rows in 1_usize..90,
+        cols in 1_usize..200,
+        tokens in 1_usize..41,
+        gap in 0_usize..5,
+        with_bias: bool,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let bytes = packed(&mut numbers, format, rows, cols);
+        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        let x = activations(&mut numbers, tokens * cols);
+        let x = spread(&x, cols, gap);
+        let bias: Vec<f32> = (0..rows).map(|_| numbers.next()).collect();
+        let bias = with_bias.then_some(&bias[..]);
+        let stride = cols + gap;
+        let product = |kernels: &Kernels, first: usize, count: usize| {
+            let mut out = vec![7.0; count * (rows + gap)];
+            kernels.matmul(
+                &matrix,
+                &Rows::new(&x[first * stride..], count, stride, cols),
+                bias,
+                &mut QuantizedRows::new(),
+                &mut RowsMut::new(&mut out, count, rows + gap, rows),
+            );
+            out
+        };
+        let together = same_everywhere(|kernels| product(kernels, 0, tokens));
+        let alone: Vec<f32> = (0..tokens)
+            .flat_map(|token| product(&kernels(Isa::detect(), 1), token, 1))
+            .collect();
+        prop_assert_eq!(bits(&alone), bits(&together));
+        for row in together.chunks(rows + gap) {
+            prop_assert!(row[rows..].iter().all(|gap| *gap == 7.0), "wrote outside of the columns");
+        }
+    }
+
+    #[test]
+    fn quantization(tokens in 1_usize..5, cols in 1_usize..130, seed: u64) {
+        let x = activations(&mut Numbers::new(seed), tokens * cols);
+        same_everywhere(|kernels| {
+            let mut quantized = QuantizedRows::new();
+            kernels.quantize(&Rows::contiguous(&x, tokens, cols), &mut quantized);
+            (0..tokens)
+                .flat_map(|row| {
+                    let values = quantized.values(row).iter().map(|q| f32::from(*q));
+                    values.chain(quantized.scales(row).iter().copied()).collect::<Vec<_>>()
+                })
+                .collect()
+        });
+    }
+
+    #[test]
+    fn norms(
+        tokens in 1_usize..4,
+        groups in 1_usize..4,
+        group in 1_usize..70,
+        layer: bool,
+        whole: bool,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let width = groups * group;
+        let x: Vec<f32> = (0..tokens * width).map(|_| numbers.next() * 50.0).collect();
+        let len = if whole { width } else { group };
+        let weight: Vec<f32> = (0..len).map(|_| numbers.next()).collect();
+        same_everywhere(|kernels| {
+            let mut out = vec![0.0; tokens * width];
+            let x = Rows::contiguous(&x, tokens, width);
+            let mut rows = RowsMut::contiguous(&mut out, tokens, width);
+            if layer {
+                kernels.norm_layer(&x, group, Some(&weight), Some(&weight), 1e-6, &mut rows);
+            } else {
+                kernels.norm_rms(&x, group, Some(&weight), None, 1e-6, &mut rows);
+            }
+            out
+        });
+    }
+
+    #[test]
+    fn elementwise_functions(width in 1_usize..100, tokens in 1_usize..3, seed: u64) {
+        let mut numbers = Numbers::new(seed);
+        let a: Vec<f32> = (0..tokens * width)
+            .map(|_| {
+                let x = numbers.next();
+                x * [1.0, 10.0, 120.0, 1e-3, 1e-39][numbers.below(5) as usize]
+            })
+            .collect();
+        let b: Vec<f32> = (0..tokens * width).map(|_| numbers.next()).collect();
+        let (a, b) = (Rows::contiguous(&a, tokens, width), Rows::contiguous(&b, tokens, width));
+        same_everywhere(|kernels| {
+            let mut all = Vec::new();
+            let mut keep = |compute: &dyn Fn(&mut RowsMut<'_>)| {
+                let mut out = vec![0.0; tokens * width];
+                compute(&mut RowsMut::contiguous(&mut out, tokens, width));
+                all.extend(out);
+            };
+            for activation in workload::ACTIVATIONS {
+                keep(&|out| kernels.activation(activation, &a, out));
+                keep(&|out| kernels.gate(activation, &a, &b, out));
+            }
+            keep(&|out| kernels.add_scaled(&a, &b, 0.3, out));
+            keep(&|out| kernels.scale(0.7, &a, out));
+            keep(&|out| kernels.softcap(30.0, &a, out));
+            all
+        });
+    }
+
+    #[test]
+    fn rotation(
+        heads in 1_usize..4,
+        pairs in 0_usize..40,
+        rest in 0_usize..20,
+        interleaved: bool,
+        position in 0_usize..100_000,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let head_dim = 2 * pairs + rest.max(1);
+        let x: Vec<f32> = (0..heads * head_dim).map(|_| numbers.next()).collect();
+        let frequencies: Vec<f32> = (0..pairs).map(|_| numbers.next().abs()).collect();
+        let (mut cos, mut sin) = (vec![0.0; pairs], vec![0.0; pairs]);
+        rope_angles(position, &frequencies, 1.5, &mut cos, &mut sin);
+        let layout = if interleaved { PairLayout::Interleaved } else { PairLayout::Halves };
+        same_everywhere(|kernels| {
+            let mut out = vec![0.0; heads * head_dim];
+            let tables = RopeTables {
+                cos: Rows::contiguous(&cos, 1, pairs),
+                sin: Rows::contiguous(&sin, 1, pairs),
+            };
+            let x = Rows::contiguous(&x, 1, heads * head_dim);
+            let mut rows = RowsMut::contiguous(&mut out, 1, heads * head_dim);
+            kernels.rope(&x, head_dim, layout, &tables, &mut rows);
+            out
+        });
+    }
+
+    #[test]
+    fn attention(
+        kv_heads in 1_usize..3,
+        shared in 1_usize..4,
+        head_dim in 1_usize..100,
+        past in 0_usize..200,
+        tokens in 1_usize..20,
+        half: bool,
+        window in prop_oneof![Just(None), (1_usize..150).prop_map(Some)],
+        softcap in prop_oneof![Just(None), Just(Some(20.0_f32))],
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let heads = kv_heads * shared;
+        let element = if half { KvElement::F16 } else { KvElement::F32 };
+        let kv = KvFormat { kv_heads, head_dim, element };
+        let positions = past + tokens;
+        let page_bytes = kv.page_bytes().expect("is small");
+        // What was never written must not matter, so it is NaN.
+        let mut pages = vec![vec![0xff; page_bytes]; positions.div_ceil(PAGE_TOKENS)];
+        let mut queries = Vec::new();
+        let write = |pages: &mut [Vec<u8>], numbers: &mut Numbers, position: usize| {
+            let key: Vec<f32> = (0..kv_heads * head_dim).map(|_| numbers.next() * 4.0).collect();
+            let value: Vec<f32> = (0..kv_heads * head_dim).map(|_| numbers.next()).collect();
+            let page = &mut pages[position / PAGE_TOKENS];
+            kv.write(page, position % PAGE_TOKENS, &key, &value);
+        };
+        let attend = |kernels: &Kernels, pages: &[Vec<u8>], queries: &[f32], first: usize| {
+            let count = queries.len() / (heads * head_dim);
+            let mut out = vec![0.0; queries.len()];
+            let options =
+                AttentionOptions { kv, heads, first_position: first, scale: 0.3, softcap, window };
+            let queries = Rows::contiguous(queries, count, heads * head_dim);
+            let mut rows = RowsMut::contiguous(&mut out, count, heads * head_dim);
+            kernels.attention(&options, &queries, pages, &mut rows);
+            out
+        };
+        for position in 0..past {
+            write(&mut pages, &mut numbers, position);
+        }
+        let mut one_by_one = Vec::new();
+        let fastest = kernels(Isa::detect(), 1);
+        for position in past..positions {
+            write(&mut pages, &mut numbers, position);
+            let query: Vec<f32> = (0..heads * head_dim).map(|_| numbers.next()).collect();
+            one_by_one.extend(attend(&fastest, &pages, &query, position));
+            queries.extend(query);
+        }
+        let together = same_everywhere(|kernels| attend(kernels, &pages, &queries, past));
+        prop_assert_eq!(bits(&one_by_one), bits(&together));
+        let cut = tokens / 2;
+        let (first, second) = queries.split_at(cut * heads * head_dim);
+        let mut chunks = attend(&fastest, &pages, first, past);
+        chunks.extend(attend(&fastest, &pages, second, past + cut));
+        prop_assert_eq!(bits(&chunks), bits(&together));
+    }
+}
