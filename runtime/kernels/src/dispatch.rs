@@ -3,6 +3,8 @@
 //! A new instruction set needs a module with a [`Simd`] type, a line in [`Supported::new`] and one in
 //! [`Supported::run`].
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64;
 use crate::isa::Isa;
 use crate::lanes::Simd;
 use crate::scalar::Scalar;
@@ -28,6 +30,12 @@ impl Supported {
             Isa::Avx2 => x86_64::has_avx2(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => x86_64::has_avx512_vnni(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => aarch64::has_dotprod(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => aarch64::has_i8mm(),
             _ => false,
         };
         found.then_some(Self(isa))
@@ -48,6 +56,14 @@ impl Supported {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => unsafe { x86_64::run_avx512_vnni(work) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => aarch64::run_neon(work),
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => unsafe { aarch64::run_dotprod(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => unsafe { aarch64::run_i8mm(work) },
             _ => work.run(Scalar),
         }
     }

@@ -24,6 +24,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod attention;
 mod dispatch;
 mod format;

@@ -1,0 +1,44 @@
+//! Kernels for aarch64, where NEON is always there.
+
+mod dotprod;
+mod floats;
+mod i8mm;
+mod neon;
+
+pub(crate) use dotprod::{has_dotprod, run_dotprod};
+pub(crate) use i8mm::{has_i8mm, run_i8mm};
+pub(crate) use neon::run_neon;
+
+/// The [`Simd`](crate::lanes::Simd) methods that do not depend on the integer instructions.
+macro_rules! float_methods {
+    () => {
+        type F = Floats;
+        type I = Ints;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Floats {
+            Floats::splat(x)
+        }
+
+        #[inline(always)]
+        fn load(self, x: &[f32; 16]) -> Floats {
+            Floats::load(x)
+        }
+
+        #[inline(always)]
+        fn load_f32(self, bytes: &[u8; 64]) -> Floats {
+            Floats::load_f32(bytes)
+        }
+
+        #[inline(always)]
+        fn load_f16(self, bytes: &[u8; 32]) -> Floats {
+            Floats::load_f16(bytes)
+        }
+
+        #[inline(always)]
+        fn load_i8(self, bytes: &[u8; 16]) -> Ints {
+            Ints::load_i8(bytes)
+        }
+    };
+}
+use float_methods;
