@@ -4,6 +4,7 @@
 //! - `model`, `tensor`, `external`: a model on disk and its tensors, mapped and never copied
 //! - `order`, `functions`: sorted nodes, and model-local functions inlined
 //! - `evaluate`: one node on given values, through tract
+//! - `write`: a model back to disk
 
 mod error;
 mod evaluate;
@@ -16,7 +17,13 @@ mod order;
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 #[rustfmt::skip]
 pub mod proto;
+#[cfg(test)]
+pub(crate) mod small_models;
 mod tensor;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod write;
 
 pub use error::OnnxError;
 pub use evaluate::evaluate_node;
@@ -25,3 +32,4 @@ pub use model::OnnxModel;
 pub use order::{sorted_nodes, used_names};
 pub use proto::tensor_proto::DataType;
 pub use tensor::{TensorView, element_bits};
+pub use write::{WeightLocation, write_model};

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     path::Path,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use super::{
 #[derive(Debug)]
 pub struct OnnxModel {
     proto: ModelProto,
-    files: ExternalFiles,
+    files: Arc<ExternalFiles>,
     /// Index of each initializer of the main graph.
     initializers: HashMap<String, usize>,
 }
@@ -61,10 +62,22 @@ impl OnnxModel {
             path: path.to_owned(),
             source,
         })?;
+        Self::checked(proto, Arc::new(files))
+    }
+
+    /// A model made from this one: `proto` may refer to the same external data.
+    ///
+    /// # Errors
+    /// When `proto` has no graph, or names two initializers alike.
+    pub fn derive(&self, proto: ModelProto) -> Result<Self, OnnxError> {
+        Self::checked(proto, Arc::clone(&self.files))
+    }
+
+    fn checked(proto: ModelProto, files: Arc<ExternalFiles>) -> Result<Self, OnnxError> {
         let graph = proto
             .graph
             .as_ref()
-            .ok_or_else(|| OnnxError::Model(format!("{} holds no graph", path.display())))?;
+            .ok_or_else(|| OnnxError::Model("it holds no graph".to_owned()))?;
         let initializers = index_initializers(graph)?;
         Ok(Self {
             proto,

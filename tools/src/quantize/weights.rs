@@ -1,0 +1,187 @@
+//! The constant matrix behind a node's input.
+
+use std::{collections::HashMap, ops::Range};
+
+use half::{bf16, f16};
+
+use crate::onnx::{
+    DataType, OnnxError, OnnxModel, TensorView,
+    proto::{GraphProto, NodeProto},
+};
+
+/// Longer chains of casts and transposes than any exporter writes.
+const MAX_CHAIN: usize = 64;
+
+/// The graph's values by the node that computes them.
+pub(super) struct Producers<'a>(HashMap<&'a str, &'a NodeProto>);
+
+impl<'a> Producers<'a> {
+    pub(super) fn of(graph: &'a GraphProto) -> Self {
+        let outputs = |node: &'a NodeProto| {
+            node.output
+                .iter()
+                .map(move |output| (output.as_str(), node))
+        };
+        Self(graph.node.iter().flat_map(outputs).collect())
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&'a NodeProto> {
+        self.0.get(name).copied()
+    }
+}
+
+/// A constant matrix of floats: a stored tensor, transposed and cast on its way to the node.
+pub(super) struct Matrix {
+    stored: TensorView,
+    transposed: bool,
+    /// The types that it is cast to, in order.
+    casts: Vec<DataType>,
+}
+
+impl Matrix {
+    /// The matrix behind the value `name`: an initializer or `Constant`, through `Transpose`, `Cast` and `Identity`.
+    /// `None` for anything else, and for constants that are not 2-D or not of a 16- or 32-bit float type.
+    pub(super) fn behind(
+        model: &OnnxModel,
+        producers: &Producers<'_>,
+        name: &str,
+    ) -> Result<Option<Self>, OnnxError> {
+        let (mut name, mut transposed, mut casts) = (name, false, Vec::new());
+        for _ in 0..MAX_CHAIN {
+            let tensor = match (model.initializer(name), producers.get(name)) {
+                (Some(tensor), _) => tensor,
+                (None, None) => return Ok(None),
+                (None, Some(node)) => {
+                    match (node.op_type(), node.tensor("value"), node.input_name(0)) {
+                        _ if !node.is_onnx() => return Ok(None),
+                        ("Constant", Some(tensor), _) => tensor,
+                        ("Identity", _, Some(input)) => {
+                            name = input;
+                            continue;
+                        }
+                        ("Transpose", _, Some(input))
+                            if matches!(node.ints("perm"), None | Some([1, 0])) =>
+                        {
+                            transposed = !transposed;
+                            name = input;
+                            continue;
+                        }
+                        ("Cast", _, Some(input)) => {
+                            let to = node.int("to").and_then(|code| i32::try_from(code).ok());
+                            casts.push(
+                                to.and_then(|code| DataType::try_from(code).ok())
+                                    .unwrap_or_default(),
+                            );
+                            name = input;
+                            continue;
+                        }
+                        _ => return Ok(None),
+                    }
+                }
+            };
+            if tensor.dims.len() != 2
+                || !is_float(DataType::try_from(tensor.data_type()).unwrap_or_default())
+            {
+                return Ok(None);
+            }
+            if !casts.iter().copied().all(is_float) {
+                return Ok(None);
+            }
+            casts.reverse();
+            return Ok(Some(Self {
+                stored: model.view(tensor)?,
+                transposed,
+                casts,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// The name of the stored tensor.
+    pub(super) fn name(&self) -> &str {
+        self.stored.name()
+    }
+
+    /// The element type that the node sees.
+    pub(super) fn data_type(&self) -> DataType {
+        self.casts.last().copied().unwrap_or(self.stored.data_type)
+    }
+}
+
+fn is_float(data_type: DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Float | DataType::Float16 | DataType::Bfloat16
+    )
+}
+
+/// A matrix with its output channels as rows.
+pub(super) struct ChannelRows {
+    pub(super) matrix: Matrix,
+    /// Which axis of the stored tensor counts the output channels.
+    channel_axis: usize,
+    /// What the values are multiplied by (the `alpha` of `Gemm`).
+    factor: f32,
+}
+
+impl ChannelRows {
+    /// For a matrix whose axis `channel_axis`, as the node sees it, counts the output channels.
+    pub(super) fn new(matrix: Matrix, channel_axis: usize, factor: f32) -> Self {
+        let channel_axis = if matrix.transposed {
+            1 - channel_axis
+        } else {
+            channel_axis
+        };
+        Self {
+            matrix,
+            channel_axis,
+            factor,
+        }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.matrix.stored.dims[self.channel_axis]
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.matrix.stored.dims[1 - self.channel_axis]
+    }
+
+    /// Rows `range`, row-major, into `out`.
+    pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), OnnxError> {
+        let (rows, columns) = (self.rows(), self.columns());
+        out.clear();
+        out.resize(range.len() * columns, 0.0);
+        if self.channel_axis == 0 {
+            self.matrix
+                .stored
+                .read_f32(range.start * columns..range.end * columns, out)?;
+        } else {
+            let mut of_column = vec![0.0; range.len()];
+            for column in 0..columns {
+                let start = column * rows;
+                self.matrix
+                    .stored
+                    .read_f32(start + range.start..start + range.end, &mut of_column)?;
+                for (row, &value) in of_column.iter().enumerate() {
+                    out[row * columns + column] = value;
+                }
+            }
+        }
+        for cast in &self.matrix.casts {
+            match cast {
+                DataType::Float16 => out
+                    .iter_mut()
+                    .for_each(|value| *value = f16::from_f32(*value).to_f32()),
+                DataType::Bfloat16 => out
+                    .iter_mut()
+                    .for_each(|value| *value = bf16::from_f32(*value).to_f32()),
+                _ => {}
+            }
+        }
+        if self.factor != 1.0 {
+            out.iter_mut().for_each(|value| *value *= self.factor);
+        }
+        Ok(())
+    }
+}
