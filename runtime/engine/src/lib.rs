@@ -1,4 +1,39 @@
 //! On-device language-model engine: opens a `.niwaki` bundle by mapping it and generates text from it.
+//!
+//! ```no_run
+//! use niwaki::{Engine, GenerateOptions, OpenOptions};
+//!
+//! let engine = Engine::open("model.niwaki", &OpenOptions::default())?;
+//! let tokenizer = engine.tokenizer().ok_or("the bundle has no tokenizer")?;
+//! let prompt = tokenizer.encode("Once upon a time", true)?;
+//! let mut session = engine.session()?;
+//! for token in session.generate(&prompt, &GenerateOptions::default()) {
+//!     print!("{}", token?.text);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
+//! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
 
 pub mod bundle;
+mod engine;
+mod generate;
 pub mod graph;
+mod kv;
+mod model;
+mod text;
+
+pub use engine::{
+    Backing, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError, OpenOptions, Session,
+    SessionError,
+};
+pub use generate::{
+    Candidate, Candidates, FinishReason, GenerateError, GenerateOptions, Generation,
+    InvalidSampling, Random, Sampler, Sampling, SamplingStep, Token,
+};
+pub use model::ModelError;
+pub use niwaki_kernels::{Isa, KvElement};
+pub use text::{Detokenizer, TextError, Tokenizer};
+
+pub use bundle::Verify;

@@ -8,6 +8,7 @@ mod check;
 mod operators;
 
 pub use check::GraphError;
+pub(crate) use check::RowSet;
 pub use operators::{Activation, Columns, KvLayer, Node, NormKind, Op, PairLayout, RopeTable};
 
 use serde::{Deserialize, Serialize};

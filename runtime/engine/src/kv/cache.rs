@@ -51,7 +51,12 @@ impl KvCache {
             .map(|layer| {
                 let format = kv_format(layer, element);
                 let page_bytes = format.page_bytes().ok_or(CacheError::Format)?;
-                Ok(LayerCache { format, page_bytes, window: layer.window, pages: Vec::new() })
+                Ok(LayerCache {
+                    format,
+                    page_bytes,
+                    window: layer.window,
+                    pages: Vec::new(),
+                })
             })
             .collect::<Result<_, CacheError>>()?;
         Ok(KvCache { layers, len: 0 })
@@ -64,7 +69,12 @@ impl KvCache {
 
     /// Writes the keys and values of consecutive positions from [`len`](Self::len) on, one per row. They
     /// count only after [`advance`](Self::advance).
-    pub(crate) fn write(&mut self, layer: usize, keys: &Rows, values: &Rows) -> Result<(), CacheError> {
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        keys: &Rows,
+        values: &Rows,
+    ) -> Result<(), CacheError> {
         let first = self.len;
         let layer = self.layers.get_mut(layer).ok_or(CacheError::Format)?;
         let width = layer.format.kv_heads * layer.format.head_dim;
@@ -82,7 +92,9 @@ impl KvCache {
 
     /// The shape and the pages of a layer, indexed by position / [`PAGE_TOKENS`].
     pub(crate) fn layer(&self, layer: usize) -> Option<(KvFormat, &[Page])> {
-        self.layers.get(layer).map(|layer| (layer.format, layer.pages.as_slice()))
+        self.layers
+            .get(layer)
+            .map(|layer| (layer.format, layer.pages.as_slice()))
     }
 
     /// Keeps `tokens` more positions, and drops the pages no later query sees.
@@ -104,10 +116,16 @@ impl KvCache {
             return true;
         }
         let complete = self.layers.iter().all(|layer| {
-            let first_seen = layer.window.map_or(0, |window| (len + 1).saturating_sub(window));
+            let first_seen = layer
+                .window
+                .map_or(0, |window| (len + 1).saturating_sub(window));
             let seen = first_seen / PAGE_TOKENS..len.div_ceil(PAGE_TOKENS);
             // A layer whose attention does not lead to the logits has no pages at all.
-            layer.pages.is_empty() || layer.pages.get(seen).is_some_and(|pages| pages.iter().all(|page| page.0.is_some()))
+            layer.pages.is_empty()
+                || layer
+                    .pages
+                    .get(seen)
+                    .is_some_and(|pages| pages.iter().all(|page| page.0.is_some()))
         });
         if complete {
             for layer in &mut self.layers {
@@ -121,7 +139,10 @@ impl KvCache {
     /// Bytes of the pages that exist.
     pub(crate) fn size_bytes(&self) -> usize {
         let pages = |layer: &LayerCache| layer.pages.iter().filter(|page| page.0.is_some()).count();
-        self.layers.iter().map(|layer| pages(layer) * layer.page_bytes).sum()
+        self.layers
+            .iter()
+            .map(|layer| pages(layer) * layer.page_bytes)
+            .sum()
     }
 }
 
@@ -135,35 +156,56 @@ impl LayerCache {
             Some(bytes) => bytes,
             empty => empty.insert(Arc::new(new_page(self.page_bytes)?)),
         };
-        Ok(Arc::make_mut(bytes))
+        let bytes: &mut Vec<u8> = Arc::make_mut(bytes);
+        Ok(bytes)
     }
 }
 
 fn new_page(page_bytes: usize) -> Result<Vec<u8>, CacheError> {
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(page_bytes).map_err(|_| CacheError::OutOfMemory(page_bytes))?;
+    bytes
+        .try_reserve_exact(page_bytes)
+        .map_err(|_| CacheError::OutOfMemory(page_bytes))?;
     bytes.resize(page_bytes, 0);
     Ok(bytes)
 }
 
 fn kv_format(layer: &KvLayer, element: KvElement) -> KvFormat {
-    KvFormat { kv_heads: layer.kv_heads, head_dim: layer.head_dim, element }
+    KvFormat {
+        kv_heads: layer.kv_heads,
+        head_dim: layer.head_dim,
+        element,
+    }
 }
 
 /// Most bytes the pages of `layers` take while a context of `context_tokens` fills up in chunks of at most
 /// `chunk_tokens`.
-pub(crate) fn pages_at_peak(layers: &[KvLayer], element: KvElement, context_tokens: usize, chunk_tokens: usize) -> u64 {
+pub(crate) fn pages_at_peak(
+    layers: &[KvLayer],
+    element: KvElement,
+    context_tokens: usize,
+    chunk_tokens: usize,
+) -> u64 {
     let bytes = |layer: &KvLayer| {
         let all = context_tokens.div_ceil(PAGE_TOKENS);
         let pages = match layer.window {
             // Before a chunk the pages of window - 1 positions are there, at worst cut unluckily.
-            Some(window) => all.min(window.saturating_add(chunk_tokens).div_ceil(PAGE_TOKENS).saturating_add(1)),
+            Some(window) => all.min(
+                window
+                    .saturating_add(chunk_tokens)
+                    .div_ceil(PAGE_TOKENS)
+                    .saturating_add(1),
+            ),
             None => all,
         };
-        let page = kv_format(layer, element).page_bytes().map_or(u64::MAX, |bytes| bytes as u64);
+        let page = kv_format(layer, element)
+            .page_bytes()
+            .map_or(u64::MAX, |bytes| bytes as u64);
         page.saturating_mul(pages as u64)
     };
-    layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(bytes(layer)))
+    layers
+        .iter()
+        .fold(0, |sum: u64, layer| sum.saturating_add(bytes(layer)))
 }
 
 #[cfg(test)]
@@ -173,11 +215,17 @@ mod tests {
     const WIDTH: usize = 32;
 
     fn layer(window: Option<usize>) -> KvLayer {
-        KvLayer { kv_heads: 2, head_dim: WIDTH / 2, window }
+        KvLayer {
+            kv_heads: 2,
+            head_dim: WIDTH / 2,
+            window,
+        }
     }
 
     fn feed(cache: &mut KvCache, from: usize, tokens: usize) {
-        let rows: Vec<f32> = (from..from + tokens).flat_map(|position| [position as f32; WIDTH]).collect();
+        let rows: Vec<f32> = (from..from + tokens)
+            .flat_map(|position| [position as f32; WIDTH])
+            .collect();
         let rows = Rows::contiguous(&rows, tokens, WIDTH);
         for layer in 0..cache.layers.len() {
             cache.write(layer, &rows, &rows).unwrap();
@@ -186,7 +234,11 @@ mod tests {
     }
 
     fn pages(cache: &KvCache, layer: usize) -> Vec<bool> {
-        cache.layers[layer].pages.iter().map(|page| page.0.is_some()).collect()
+        cache.layers[layer]
+            .pages
+            .iter()
+            .map(|page| page.0.is_some())
+            .collect()
     }
 
     #[test]
@@ -207,7 +259,10 @@ mod tests {
     fn truncating_keeps_what_a_window_still_needs_or_refuses() {
         let mut cache = KvCache::new(&[layer(None), layer(Some(64))], KvElement::F32).unwrap();
         feed(&mut cache, 0, 200);
-        assert!(!cache.truncate(100), "position 37 was dropped by the window");
+        assert!(
+            !cache.truncate(100),
+            "position 37 was dropped by the window"
+        );
         assert_eq!(cache.len(), 200);
         assert!(cache.truncate(195));
         assert_eq!(cache.len(), 195);
@@ -223,7 +278,10 @@ mod tests {
         let before = cache.clone();
         feed(&mut cache, 70, 1);
         let shared = |page: usize| {
-            Arc::ptr_eq(cache.layers[0].pages[page].0.as_ref().unwrap(), before.layers[0].pages[page].0.as_ref().unwrap())
+            Arc::ptr_eq(
+                cache.layers[0].pages[page].0.as_ref().unwrap(),
+                before.layers[0].pages[page].0.as_ref().unwrap(),
+            )
         };
         assert!(shared(0));
         assert!(!shared(1));
@@ -241,7 +299,9 @@ mod tests {
                 let rows = Rows::contiguous(&rows, tokens, WIDTH);
                 cache.write(0, &rows, &rows).unwrap();
                 cache.write(1, &rows, &rows).unwrap();
-                assert!(cache.size_bytes() as u64 <= pages_at_peak(&layers, KvElement::F16, 500, chunk));
+                assert!(
+                    cache.size_bytes() as u64 <= pages_at_peak(&layers, KvElement::F16, 500, chunk)
+                );
                 cache.advance(tokens);
                 position += tokens;
             }

@@ -1,0 +1,186 @@
+//! What an engine with one session takes at its peak, stated before anything is loaded.
+
+use crate::bundle::{Bundle, SectionKind};
+use crate::graph::{Graph, Op};
+use crate::kv::pages_at_peak;
+use crate::model::{Decoder, live_columns_at_peak};
+use niwaki_kernels::{ACTIVATION_BLOCK, KvElement};
+use std::fmt;
+
+/// Prompts are fed in runs of at most this many tokens.
+const CHUNK_TOKENS: usize = 256;
+/// Wide models are fed in shorter runs, so that their activations stay below this.
+const ACTIVATIONS_TARGET_BYTES: usize = 64 << 20;
+/// Code, thread stacks and allocator of a process that runs the engine.
+const PER_THREAD_BYTES: u64 = 64 << 10;
+
+/// What kind of memory a part takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Pages of the bundle's file: the system takes them back under pressure without asking.
+    File,
+    /// Memory that counts against the app.
+    Anonymous,
+}
+
+/// One line of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPart {
+    /// What it is for.
+    pub name: &'static str,
+    /// What kind of memory it is.
+    pub backing: Backing,
+    /// Bytes at the peak.
+    pub size_bytes: u64,
+}
+
+/// Peak memory of an engine with one session whose context is full, by part.
+///
+/// Logits that a caller asks for and keeps are the caller's, and so are further sessions: each takes the
+/// keys and values, activations and scratch again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The parts.
+    pub parts: Vec<MemoryPart>,
+    /// Tokens of context the plan is for.
+    pub context_tokens: usize,
+}
+
+impl MemoryPlan {
+    /// Bytes of file-backed memory.
+    pub fn file_bytes(&self) -> u64 {
+        self.sum(Backing::File)
+    }
+
+    /// Bytes that count against the app.
+    pub fn anonymous_bytes(&self) -> u64 {
+        self.sum(Backing::Anonymous)
+    }
+
+    fn sum(&self, backing: Backing) -> u64 {
+        let parts = self.parts.iter().filter(|part| part.backing == backing);
+        parts.fold(0, |sum: u64, part| sum.saturating_add(part.size_bytes))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, kind: &str, bytes: u64| {
+            writeln!(
+                f,
+                "{name:<28} {kind:<11} {:>10.2} MiB",
+                bytes as f64 / (1 << 20) as f64
+            )
+        };
+        for part in &self.parts {
+            let kind = match part.backing {
+                Backing::File => "file",
+                Backing::Anonymous => "anonymous",
+            };
+            line(part.name, kind, part.size_bytes)?;
+        }
+        line("total", "file", self.file_bytes())?;
+        line("total", "anonymous", self.anonymous_bytes())?;
+        write!(f, "with a context of {} tokens", self.context_tokens)
+    }
+}
+
+/// How many tokens one run of the plan takes, so that activations are bounded.
+pub(super) fn chunk_tokens(graph: &Graph, decoder: &Decoder, context_tokens: usize) -> usize {
+    let columns = live_columns_at_peak(graph, decoder.steps(), CHUNK_TOKENS, 1)
+        .per_token
+        .max(1);
+    (ACTIVATIONS_TARGET_BYTES / 4 / columns)
+        .clamp(1, CHUNK_TOKENS)
+        .min(context_tokens)
+}
+
+/// States the plan of an opened bundle.
+pub(super) fn memory_plan(
+    bundle: &Bundle,
+    decoder: &Decoder,
+    element: KvElement,
+    context_tokens: usize,
+    threads: usize,
+) -> MemoryPlan {
+    let graph = bundle.graph();
+    let chunk = chunk_tokens(graph, decoder, context_tokens);
+    let section = |kind| {
+        bundle
+            .header()
+            .section(kind)
+            .map_or(0, |entry| entry.length)
+    };
+    let anonymous = |name, size_bytes| MemoryPart {
+        name,
+        backing: Backing::Anonymous,
+        size_bytes,
+    };
+    let live = live_columns_at_peak(graph, decoder.steps(), chunk, 1);
+    let values = (live.per_token * chunk + live.per_wanted) as u64 * 4;
+    let rope_pairs: usize = graph
+        .ropes
+        .iter()
+        .map(|rope| rope.inverse_frequencies.len())
+        .sum();
+    let scratch = quantized_bytes(bundle, chunk) + (rope_pairs * chunk * 8) as u64;
+    let parts = vec![
+        MemoryPart {
+            name: "weights and other sections",
+            backing: Backing::File,
+            size_bytes: bundle.header().bundle_bytes,
+        },
+        anonymous("graph and plan", graph_bytes(bundle, graph)),
+        anonymous(
+            "tokenizer",
+            tokenizer_bytes(section(SectionKind::Tokenizer)),
+        ),
+        anonymous(
+            "keys and values",
+            pages_at_peak(&graph.layers, element, context_tokens, chunk),
+        ),
+        anonymous("activations", values),
+        anonymous("logits of one token", graph.vocabulary as u64 * 4),
+        anonymous("scratch", scratch),
+        anonymous("threads", threads as u64 * PER_THREAD_BYTES),
+    ];
+    MemoryPlan {
+        parts,
+        context_tokens,
+    }
+}
+
+/// The widest quantized activations: an integer per column, and per block a scale, a sum and two half sums.
+fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
+    const PER_BLOCK: usize = ACTIVATION_BLOCK + 4 * (1 + 1 + 2);
+    let widths = bundle
+        .graph()
+        .nodes
+        .iter()
+        .filter_map(|node| match node.op {
+            Op::Linear { weight, .. } => bundle
+                .matrix(weight)
+                .filter(|matrix| matrix.format().is_quantized()),
+            _ => None,
+        });
+    let blocks = widths
+        .map(|matrix| matrix.cols().div_ceil(ACTIVATION_BLOCK))
+        .max()
+        .unwrap_or(0);
+    (blocks * PER_BLOCK * chunk) as u64
+}
+
+/// The parsed graph and weight table, tract's nodes, and a session's list of values.
+fn graph_bytes(bundle: &Bundle, graph: &Graph) -> u64 {
+    /// Measured: a node, its name, its facts and its place in the plan.
+    const PER_NODE: u64 = 3 << 10;
+    const PER_WEIGHT: u64 = 256;
+    let table = bundle.weight_table();
+    graph.nodes.len() as u64 * PER_NODE
+        + (table.matrices.len() + table.vectors.len()) as u64 * PER_WEIGHT
+}
+
+/// Measured: what a parsed vocabulary with its merges takes per byte of its JSON.
+fn tokenizer_bytes(json_bytes: u64) -> u64 {
+    json_bytes * 8
+}

@@ -1,0 +1,306 @@
+//! Opening a bundle as an engine.
+
+use super::isa;
+use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
+use super::session::{Session, SessionError};
+use super::threads::default_threads;
+use crate::bundle::{
+    Bundle, BundleError, ElementKind, GenerationDefaults, Manifest, Verify, WeightTable,
+};
+use crate::graph::Graph;
+use crate::kv::KvCache;
+use crate::model::{Decoder, ModelError, Turn};
+use crate::text::{TextError, Tokenizer};
+use niwaki_kernels::{Isa, Kernels, KvElement, ThreadPool, UnsupportedIsa};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How to open a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Threads that compute, the calling one included; 0 takes the number of fast cores.
+    pub threads: usize,
+    /// How much of the file is compared with its hashes.
+    pub verify: Verify,
+    /// Opening fails when the plan's anonymous memory is larger.
+    pub memory_limit_bytes: Option<u64>,
+    /// Cap on the context; the model's own when absent or larger.
+    pub context_tokens: Option<usize>,
+    /// How keys and values are kept; when absent f16, or f32 when all weights are f32.
+    pub kv: Option<KvElement>,
+    /// Instruction set of the kernels; when absent the environment variable `NIWAKI_ISA`, else the best.
+    pub isa: Option<Isa>,
+}
+
+/// Why a bundle could not be opened as an engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file is not a valid bundle.
+    #[error("the bundle cannot be used")]
+    Bundle(#[from] BundleError),
+    /// Its tokenizer is not valid.
+    #[error("the bundle's tokenizer cannot be used")]
+    Tokenizer(#[from] TextError),
+    /// The plan needs more memory than was allowed.
+    #[error(
+        "the model needs {:.1} MiB of memory and {:.1} MiB are allowed; a shorter context needs less\n{plan}",
+        mib(plan.anonymous_bytes()), mib(*limit_bytes)
+    )]
+    MemoryLimit {
+        /// The limit in bytes.
+        limit_bytes: u64,
+        /// What is needed.
+        plan: Box<MemoryPlan>,
+    },
+    /// No instruction set of that name.
+    #[error("NIWAKI_ISA names the unknown instruction set {name:?}; known are {known}")]
+    UnknownIsa {
+        /// The name.
+        name: String,
+        /// The known names.
+        known: String,
+    },
+    /// This CPU lacks the instruction set.
+    #[error("this CPU has no {name} instructions; available are {available}")]
+    UnavailableIsa {
+        /// The name.
+        name: &'static str,
+        /// What the CPU has.
+        available: String,
+    },
+    /// The kernels refused the instruction set.
+    #[error("the kernels cannot run here")]
+    Kernels(#[from] UnsupportedIsa),
+    /// A context without room for a token.
+    #[error("a context of 0 tokens holds nothing; ask for at least 1")]
+    NoContext,
+    /// The graph could not be planned.
+    #[error("the model cannot be planned")]
+    Model(#[from] ModelError),
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+/// An opened model. Cloning shares it; sessions on several threads may use it at once.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bundle: Arc<Bundle>,
+    kernels: Arc<Kernels>,
+    decoder: Decoder,
+    tokenizer: Option<Tokenizer>,
+    plan: MemoryPlan,
+    settings: Settings,
+}
+
+/// What the options mean for this bundle.
+#[derive(Clone, Copy)]
+struct Settings {
+    threads: usize,
+    context_tokens: usize,
+    kv: KvElement,
+    isa: Isa,
+}
+
+impl Engine {
+    /// Opens the bundle at `path`. Weights are mapped, not read, except once to compare hashes.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Engine, OpenError> {
+        Self::with_bundle(Bundle::open(path, options.verify)?, options)
+    }
+
+    /// Opens a bundle inside another file: `length` bytes from `offset`, or as many as the bundle has.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_file(
+        file: &File,
+        offset: u64,
+        length: Option<u64>,
+        options: &OpenOptions,
+    ) -> Result<Engine, OpenError> {
+        Self::with_bundle(
+            Bundle::open_file(file, offset, length, options.verify)?,
+            options,
+        )
+    }
+
+    /// States what [`open`](Self::open) and one session would take, without reading weights or tokenizer.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn plan(path: impl AsRef<Path>, options: &OpenOptions) -> Result<MemoryPlan, OpenError> {
+        let bundle = Arc::new(Bundle::open(path, Verify::Structure)?);
+        let settings = Settings::new(&bundle, options)?;
+        let kernels = Arc::new(Kernels::new(settings.isa, Arc::new(ThreadPool::new(1)))?);
+        let decoder = Decoder::new(&bundle, &kernels)?;
+        Ok(memory_plan(
+            &bundle,
+            &decoder,
+            settings.kv,
+            settings.context_tokens,
+            settings.threads,
+        ))
+    }
+
+    fn with_bundle(bundle: Bundle, options: &OpenOptions) -> Result<Engine, OpenError> {
+        let bundle = Arc::new(bundle);
+        let settings = Settings::new(&bundle, options)?;
+        let kernels = Arc::new(Kernels::new(
+            settings.isa,
+            Arc::new(ThreadPool::new(settings.threads)),
+        )?);
+        let decoder = Decoder::new(&bundle, &kernels)?;
+        let plan = memory_plan(
+            &bundle,
+            &decoder,
+            settings.kv,
+            settings.context_tokens,
+            settings.threads,
+        );
+        if let Some(limit_bytes) = options.memory_limit_bytes
+            && plan.anonymous_bytes() > limit_bytes
+        {
+            return Err(OpenError::MemoryLimit {
+                limit_bytes,
+                plan: Box::new(plan),
+            });
+        }
+        let tokenizer = bundle
+            .tokenizer_json()?
+            .map(|json| Tokenizer::from_bytes(&json))
+            .transpose()?;
+        log::info!(
+            "opened a bundle of {} bytes: {} nodes, {} threads, {} kernels, context {}",
+            bundle.header().bundle_bytes,
+            bundle.graph().nodes.len(),
+            settings.threads,
+            settings.isa.name(),
+            settings.context_tokens
+        );
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                bundle,
+                kernels,
+                decoder,
+                tokenizer,
+                plan,
+                settings,
+            }),
+        })
+    }
+
+    /// Begins a session with an empty context.
+    ///
+    /// # Errors
+    /// [`SessionError`] when its state cannot be made.
+    pub fn session(&self) -> Result<Session, SessionError> {
+        let graph = self.graph();
+        let cache = KvCache::new(&graph.layers, self.inner.settings.kv)?;
+        let state = self.inner.decoder.spawn(Turn::new(graph, cache))?;
+        let chunk = chunk_tokens(graph, &self.inner.decoder, self.context_tokens());
+        Ok(Session::new(self.clone(), state, chunk))
+    }
+
+    /// What the model is and how it was made.
+    pub fn manifest(&self) -> &Manifest {
+        self.inner.bundle.manifest()
+    }
+
+    /// The lowered graph.
+    pub fn graph(&self) -> &Graph {
+        self.inner.bundle.graph()
+    }
+
+    /// Where the weights lie and how they are stored.
+    pub fn weights(&self) -> &WeightTable {
+        self.inner.bundle.weight_table()
+    }
+
+    /// The bundle itself.
+    pub fn bundle(&self) -> &Bundle {
+        &self.inner.bundle
+    }
+
+    /// The tokenizer, when the bundle has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.inner.tokenizer.as_ref()
+    }
+
+    /// How to generate when the caller does not say.
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        self.inner.bundle.generation_defaults()
+    }
+
+    /// What this engine with one session takes at its peak.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.inner.plan
+    }
+
+    /// Tokens a session's context holds.
+    pub fn context_tokens(&self) -> usize {
+        self.inner.settings.context_tokens
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.inner.settings.threads
+    }
+
+    /// Instruction set of the kernels.
+    pub fn isa(&self) -> Isa {
+        self.inner.kernels.isa()
+    }
+
+    /// How keys and values are kept.
+    pub fn kv_element(&self) -> KvElement {
+        self.inner.settings.kv
+    }
+}
+
+impl Settings {
+    fn new(bundle: &Bundle, options: &OpenOptions) -> Result<Settings, OpenError> {
+        let own = bundle.graph().context_tokens;
+        let context_tokens = options.context_tokens.map_or(own, |cap| cap.min(own));
+        if context_tokens == 0 {
+            return Err(OpenError::NoContext);
+        }
+        let matrices = &bundle.weight_table().matrices;
+        let all_f32 = matrices
+            .iter()
+            .all(|matrix| matrix.element == ElementKind::F32);
+        let kv = options.kv.unwrap_or(if all_f32 {
+            KvElement::F32
+        } else {
+            KvElement::F16
+        });
+        let threads = if options.threads == 0 {
+            default_threads()
+        } else {
+            options.threads
+        };
+        Ok(Settings {
+            threads,
+            context_tokens,
+            kv,
+            isa: isa::choose(options.isa)?,
+        })
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("bundle", &self.inner.bundle)
+            .finish_non_exhaustive()
+    }
+}

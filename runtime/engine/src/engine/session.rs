@@ -1,0 +1,285 @@
+//! A context: tokens go in, logits come out.
+
+use super::open::Engine;
+use crate::kv::CacheError;
+use crate::model::{Decoder, ModelError};
+use tract_core::model::TypedSimpleState;
+
+/// Logits of one append are computed in runs that hold at most about this much of them.
+const LOGITS_TARGET_BYTES: usize = 64 << 20;
+
+/// Whose next-token logits an append returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFor {
+    /// One row, of the last token.
+    LastToken,
+    /// One row per token.
+    EveryToken,
+}
+
+/// Next-token logits: `[rows, vocabulary]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+/// Why a session could not go on. Its context is then as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// Nothing to compute.
+    #[error("no tokens were given; give at least one")]
+    NoTokens,
+    /// A token id the model does not have.
+    #[error(
+        "token {token} at index {index} is not in the vocabulary of {vocabulary}; is this the model's own tokenizer?"
+    )]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Where it is among the given ones.
+        index: usize,
+        /// Number of tokens the model has.
+        vocabulary: usize,
+    },
+    /// More tokens than the context holds.
+    #[error(
+        "the context is full: it holds {context_tokens} tokens, {len} are in it and {added} more were given; \
+         start over with less text"
+    )]
+    ContextFull {
+        /// Tokens the context holds.
+        context_tokens: usize,
+        /// Tokens in it.
+        len: usize,
+        /// Tokens that were given.
+        added: usize,
+    },
+    /// Sliding windows dropped what going back would need.
+    #[error(
+        "the session cannot go back from {len} tokens to {target}: its sliding windows forgot what is needed; reset it"
+    )]
+    Forgotten {
+        /// Tokens in the context.
+        len: usize,
+        /// Where it should have gone.
+        target: usize,
+    },
+    /// The result does not fit into memory.
+    #[error("no memory for logits of {rows} tokens; ask for fewer at once")]
+    OutOfMemory {
+        /// Rows of logits.
+        rows: usize,
+    },
+    /// Keys and values could not be kept.
+    #[error("keys and values cannot be kept: {0}")]
+    Cache(String),
+    /// An operator failed.
+    #[error("the model cannot be run")]
+    Model(#[from] ModelError),
+}
+
+impl From<CacheError> for SessionError {
+    fn from(error: CacheError) -> Self {
+        SessionError::Cache(error.to_string())
+    }
+}
+
+/// One context of a model: its tokens' keys and values, and a plan to add more.
+pub struct Session {
+    engine: Engine,
+    state: TypedSimpleState,
+    chunk_tokens: usize,
+    len: usize,
+}
+
+impl Session {
+    pub(super) fn new(engine: Engine, state: TypedSimpleState, chunk_tokens: usize) -> Session {
+        Session {
+            engine,
+            state,
+            chunk_tokens,
+            len: 0,
+        }
+    }
+
+    /// The engine this session belongs to.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Tokens in the context.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the context is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds tokens to the context. Long prompts are computed in runs of bounded size; how tokens are split
+    /// over runs or calls never changes a bit of the logits.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the context is then as it was before.
+    pub fn append(
+        &mut self,
+        tokens: &[u32],
+        logits_for: LogitsFor,
+    ) -> Result<Logits, SessionError> {
+        let vocabulary = self.engine.graph().vocabulary;
+        self.check(tokens, vocabulary)?;
+        let rows = match logits_for {
+            LogitsFor::LastToken => 1,
+            LogitsFor::EveryToken => tokens.len(),
+        };
+        let mut values = Vec::new();
+        rows.checked_mul(vocabulary)
+            .and_then(|count| values.try_reserve_exact(count).ok())
+            .ok_or(SessionError::OutOfMemory { rows })?;
+        let before = self.len;
+        let result = self.run_chunks(tokens, logits_for, &mut values);
+        if let Err(error) = result {
+            self.truncate(before)?;
+            return Err(error);
+        }
+        Ok(Logits { values, vocabulary })
+    }
+
+    fn check(&self, tokens: &[u32], vocabulary: usize) -> Result<(), SessionError> {
+        if tokens.is_empty() {
+            return Err(SessionError::NoTokens);
+        }
+        let context_tokens = self.engine.context_tokens();
+        if tokens.len() > context_tokens.saturating_sub(self.len) {
+            return Err(SessionError::ContextFull {
+                context_tokens,
+                len: self.len,
+                added: tokens.len(),
+            });
+        }
+        match tokens
+            .iter()
+            .enumerate()
+            .find(|(_, token)| **token as usize >= vocabulary)
+        {
+            Some((index, token)) => Err(SessionError::UnknownToken {
+                token: *token,
+                index,
+                vocabulary,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn run_chunks(
+        &mut self,
+        tokens: &[u32],
+        logits_for: LogitsFor,
+        values: &mut Vec<f32>,
+    ) -> Result<(), SessionError> {
+        let vocabulary = self.engine.graph().vocabulary;
+        let chunk_tokens = match logits_for {
+            LogitsFor::LastToken => self.chunk_tokens,
+            LogitsFor::EveryToken => {
+                (LOGITS_TARGET_BYTES / 4 / vocabulary).clamp(1, self.chunk_tokens)
+            }
+        };
+        let mut left = tokens.len();
+        for chunk in tokens.chunks(chunk_tokens) {
+            left -= chunk.len();
+            let wanted = match logits_for {
+                LogitsFor::EveryToken => chunk.len(),
+                LogitsFor::LastToken if left == 0 => 1,
+                LogitsFor::LastToken => 0,
+            };
+            let ropes = &self.engine.graph().ropes;
+            Decoder::turn(&mut self.state)?.begin(ropes, chunk.len(), wanted);
+            let output = Decoder::run(&mut self.state, chunk)?;
+            let logits = output
+                .to_plain_array_view::<f32>()
+                .map_err(ModelError::from)?;
+            // A graph that does not keep the last rows only computes all of them: the wanted are the last.
+            let logits = logits.as_slice().unwrap_or_default();
+            values.extend_from_slice(&logits[logits.len().saturating_sub(wanted * vocabulary)..]);
+            Decoder::turn(&mut self.state)?.cache.advance(chunk.len());
+            self.len += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// Forgets every token from index `len` on; a longer `len` changes nothing.
+    ///
+    /// # Errors
+    /// [`SessionError::Forgotten`] when sliding windows have dropped keys and values that the tokens before
+    /// `len` need; the context is then as it was.
+    pub fn truncate(&mut self, len: usize) -> Result<(), SessionError> {
+        let turn = Decoder::turn(&mut self.state)?;
+        if len < turn.cache.len() && !turn.cache.truncate(len) {
+            return Err(SessionError::Forgotten {
+                len: self.len,
+                target: len,
+            });
+        }
+        self.len = turn.cache.len();
+        Ok(())
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) -> Result<(), SessionError> {
+        self.truncate(0)
+    }
+
+    /// Bytes of keys and values that are kept now.
+    ///
+    /// # Errors
+    /// [`SessionError::Model`] when the session's state was lost.
+    pub fn kv_bytes(&mut self) -> Result<usize, SessionError> {
+        Ok(Decoder::turn(&mut self.state)?.cache.size_bytes())
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Logits {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    /// Number of columns.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// One row; `None` past the end.
+    pub fn row(&self, index: usize) -> Option<&[f32]> {
+        self.values.chunks_exact(self.vocabulary).nth(index)
+    }
+
+    /// The last row.
+    pub fn last(&self) -> &[f32] {
+        self.values
+            .chunks_exact(self.vocabulary)
+            .next_back()
+            .unwrap_or_default()
+    }
+
+    /// All rows, one after the other.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All rows, one after the other.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.values
+    }
+}
