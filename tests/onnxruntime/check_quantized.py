@@ -1,7 +1,8 @@
 """Quantizes models with `niwaki quantize`, runs the results in onnxruntime and compares them with the originals.
 
-Needs: pip install onnxruntime onnx numpy tokenizers
-Usage: python check_quantized.py --niwaki target/release/niwaki [--demo tools/demo-model] [MODEL_DIR ...]
+Needs: pip install -r requirements.txt, cargo build --release
+Usage: python check_quantized.py [--niwaki target/release/niwaki] [MODEL_DIR ...]
+Without folders: the demo model, and the small exports that the tests keep.
 
 The demo model must keep its perplexity: within 0.2 % at 8 bits, within 3 % at 4 bits. Other models (folders with a
 model.onnx and a config.json) must keep their logits: correlation with the original's at least 0.999 and 0.85 (weights in the zoo are random numbers, the hardest case).
@@ -19,6 +20,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+ROOT = pathlib.Path(__file__).parents[2]
+DEMO = ROOT / "tools" / "demo-model"
 PERPLEXITY_LIMIT = {"int8": 0.002, "int4": 0.03}
 CORRELATION_LIMIT = {"int8": 0.999, "int4": 0.85}
 WINDOW = 256
@@ -87,7 +90,8 @@ class Checks:
 
     def quantize(self, model, weights, folder):
         target = pathlib.Path(folder) / f"{weights}.onnx"
-        subprocess.run([self.niwaki, "quantize", str(model), "-o", str(target), "--weights", weights], check=True, stdout=subprocess.DEVNULL)
+        command = [self.niwaki, "quantize", str(model), "-o", str(target), "--weights", weights]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return target
 
     def demo(self, folder):
@@ -133,15 +137,14 @@ class Checks:
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--niwaki", required=True)
-    arguments.add_argument("--demo", type=pathlib.Path)
-    arguments.add_argument("--weights", nargs="+", default=["int8", "int4"])
+    arguments.add_argument("--niwaki", default=ROOT / "target" / "release" / "niwaki")
+    arguments.add_argument("--weights", nargs="+", choices=PERPLEXITY_LIMIT, default=list(PERPLEXITY_LIMIT))
     arguments.add_argument("models", nargs="*", type=pathlib.Path)
     given = arguments.parse_args()
     checks = Checks(given.niwaki, given.weights)
-    if given.demo:
-        checks.demo(given.demo)
-    for folder in given.models:
+    if not given.models:
+        checks.demo(DEMO)
+    for folder in given.models or sorted(path.parent for path in (ROOT / "tests").glob("zoo/*/model.onnx")):
         checks.model(folder)
     sys.exit(checks.failed)
 

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// More nodes than any real model has; functions that call functions can multiply without bound.
-const MAX_NODES: usize = 1_000_000;
+const MAX_NODES: usize = 250_000;
 /// Deeper than any real model nests its functions and subgraphs.
 const MAX_DEPTH: usize = 64;
 

@@ -81,6 +81,8 @@ pub trait Quantizer {
 pub struct WeightRows<'a> {
     /// The matrix's name.
     pub name: &'a str,
+    /// The matrix's row that comes first here.
+    pub first_row: usize,
     /// The length of a row: the matrix's input channels.
     pub columns: usize,
     /// Row-major.
@@ -150,7 +152,7 @@ pub enum QuantizeError {
     NotFinite {
         /// The matrix.
         matrix: String,
-        /// The first such row, counted within the rows handed to the quantizer.
+        /// The row: the output channel.
         row: usize,
     },
     /// A weight is so large that no f16 scale reaches it.
@@ -160,7 +162,7 @@ pub enum QuantizeError {
     TooLarge {
         /// The matrix.
         matrix: String,
-        /// The first such row, counted within the rows handed to the quantizer.
+        /// The row: the output channel.
         row: usize,
         /// The value.
         value: f32,

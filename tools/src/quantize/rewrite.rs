@@ -320,6 +320,7 @@ impl Store {
             rows.read(panel.clone(), &mut values)?;
             let weights = WeightRows {
                 name: rows.matrix.name(),
+                first_row: panel.start,
                 columns,
                 values: &values,
             };

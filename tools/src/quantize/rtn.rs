@@ -44,7 +44,7 @@ pub fn quantize_rows(
         .values
         .chunks(rows.columns)
         .zip(quantized.integers.chunks_mut(rows.columns));
-    for (row, (values, integers)) in pairs.enumerate() {
+    for (row, (values, integers)) in (rows.first_row..).zip(pairs) {
         for (values, integers) in values.chunks(BLOCK).zip(integers.chunks_mut(BLOCK)) {
             let scale =
                 quantize_block(values, bits, grid, integers).map_err(|fault| match fault {

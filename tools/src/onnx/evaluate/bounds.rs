@@ -58,7 +58,10 @@ fn result_elements(node: &NodeProto, inputs: &[Option<Tensor>]) -> Result<Option
             product(&depth).and_then(|depth| depth.checked_mul(inputs.first()?.as_ref()?.len()))
         }
         "Pad" => {
-            let pads = integers(inputs, 1)?;
+            // An attribute before opset 11.
+            let pads = node
+                .ints("pads")
+                .map_or_else(|| integers(inputs, 1), |pads| Ok(pads.to_vec()))?;
             let widest = pads.iter().try_fold(0usize, |sum, &pad| {
                 sum.checked_add(usize::try_from(pad).unwrap_or(0))
             });

@@ -1,4 +1,4 @@
-//! Single operators against what onnxruntime computes (tests/onnxruntime/make_operator_cases.py).
+//! Single operators against what onnxruntime computes (tests/onnxruntime/check_operator_cases.py).
 
 use prost::Message;
 use serde::Deserialize;

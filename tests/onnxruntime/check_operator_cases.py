@@ -1,10 +1,12 @@
-"""Writes tools/src/onnx/evaluate/cases.json: single operators with small inputs, and what onnxruntime computes.
+"""Compares tools/src/onnx/evaluate/cases.json with what onnxruntime computes: single operators on small inputs.
 
-Needs: pip install onnxruntime onnx numpy
-Usage: python make_operator_cases.py OUT.json
+The Rust tests hold Niwaki's evaluation of nodes against that file. Needs: pip install -r requirements.txt
+Usage: python check_operator_cases.py            the file must agree with this machine's onnxruntime
+       python check_operator_cases.py --write    after a change of the cases below
 """
 
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+CASES = pathlib.Path(__file__).parents[2] / "tools/src/onnx/evaluate/cases.json"
 INF, NAN = float("inf"), float("nan")
 FLOATS = np.array([[-1.5, 0.25, 2.0], [3.5, -0.75, 0.0]], np.float32)
 POSITIVE = np.array([[0.5, 0.25, 2.0], [3.5, 1.0, 9.0]], np.float32)
@@ -105,7 +108,7 @@ def cases():
     for op in ("And", "Or", "Xor"):
         yield op, 18, {}, [FLAGS, np.array([True, True, False])]
     yield "Not", 18, {}, [FLAGS]
-    for dtype in (np.float32, np.int64, np.int32, np.float16, np.bool_):
+    for dtype in (np.float32, np.int64, np.int32, np.float16):
         yield "Where", 18, {}, [FLAGS, INTS.astype(dtype), scalar(1, dtype)]
     yield "Where", 18, {}, [np.array([[True], [False]]), f32(1, 2, 3), scalar(-INF, np.float32)]
     yield "ConstantOfShape", 18, {"value": np.array([7], np.int64)}, [i64(2, 3)]
@@ -241,6 +244,40 @@ def cases():
         yield "Einsum", 18, {"equation": equation}, operands
     yield "EyeLike", 18, {}, [FLOATS]
     yield "EyeLike", 18, {"k": 1, "dtype": TensorProto.INT64}, [square]
+    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        yield op, 18, {}, [np.array([6, 3], np.int64), np.array([5, 5], np.int64)]
+    yield "Mean", 13, {}, [POSITIVE, POSITIVE * 3]
+    # What older operator sets keep in attributes, or mean otherwise.
+    yield "Softmax", 11, {"axis": 1}, [CUBE]
+    yield "Clip", 7, {"min": -1.0, "max": 1.0}, [FLOATS]
+    yield "ReduceMax", 11, {"axes": [0], "keepdims": 0}, [FLOATS]
+    yield "ReduceMean", 11, {"keepdims": 1}, [FLOATS]
+    yield "ReduceSum", 13, {"keepdims": 1, "noop_with_empty_axes": 1}, [FLOATS]
+    yield "Pad", 7, {"pads": [0, 1, 0, 1]}, [FLOATS]
+    yield "Unsqueeze", 11, {"axes": [-1]}, [FLOATS]
+    yield "TopK", 10, {"axis": 1}, [FLOATS, i64(1)], 2
+    # Weights that are bytes.
+    bytes_ = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    yield "Transpose", 18, {"perm": [1, 0]}, [bytes_]
+    yield "Reshape", 18, {}, [bytes_, i64(2, 6)]
+    yield "Concat", 18, {"axis": 0}, [bytes_, bytes_]
+    yield "Slice", 18, {}, [bytes_, i64(1), i64(3), i64(1)]
+    yield "Unsqueeze", 18, {}, [bytes_, i64(0)]
+    yield "Split", 18, {"axis": 0}, [bytes_, i64(1, 2)], 2
+    yield "Where", 18, {}, [FLAGS, INTS.astype(np.uint8), scalar(1, np.uint8)]
+    # Values without elements.
+    empty = np.zeros((2, 0, 3), np.float32)
+    yield "Concat", 18, {"axis": 1}, [empty, CUBE[:, :2, :3].copy()]
+    yield "Transpose", 18, {"perm": [1, 0, 2]}, [empty]
+    yield "Reshape", 18, {"allowzero": 1}, [empty, i64(2, 0, 1, 3)]
+    yield "Slice", 18, {}, [CUBE, i64(0), i64(0), i64(1)]
+    yield "Expand", 18, {}, [f32(1, 2, 3), i64(0, 3)]
+    yield "Gather", 18, {"axis": 0}, [CUBE, np.zeros((0,), np.int64)]
+    yield "Add", 18, {}, [empty, f32(1, 2, 3)]
+    yield "Cast", 18, {"to": TensorProto.INT64}, [empty]
+    yield "CumSum", 18, {}, [np.zeros((1, 0), np.int64), scalar(1)]
+    yield "MatMul", 18, {}, [empty, CUBE[:, :3, :].copy()]
+    yield "Softmax", 18, {"axis": -1}, [empty]
     yield "BitShift", 18, {"direction": "LEFT"}, [np.array([1, 2], np.uint64), np.array([3, 1], np.uint64)]
 
 
@@ -264,37 +301,54 @@ def written(array):
     return {"type": NAMES[array.dtype], "dims": list(array.shape), "values": " ".join(values)}
 
 
-def main():
-    lines = []
+def computed():
     for op, opset, attributes, inputs, *count in cases():
         outputs = [f"out{i}" for i in range(count[0] if count else 1)]
         tensors = {k: onnx.numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in attributes.items()}
         names = ["" if value is None else f"in{i}" for i, value in enumerate(inputs)]
         node = helper.make_node(op, names, outputs, **tensors)
         given = {f"in{i}": value for i, value in enumerate(inputs) if value is not None}
-        graph = helper.make_graph(
-            [node],
-            "one",
-            [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in given.items()],
-            [helper.make_empty_tensor_value_info(name) for name in outputs],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        try:
-            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-            results = session.run(None, given)
-        except Exception as error:
-            print("onnxruntime has no", op, opset, attributes, [getattr(v, "dtype", v) for v in inputs], str(error)[:160])
-            continue
-        case = {
+        inputs_info = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in given.items()
+        ]
+        outputs_info = [helper.make_empty_tensor_value_info(name) for name in outputs]
+        graph = helper.make_graph([node], "one", inputs_info, outputs_info)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        yield {
             "opset": opset,
-            "node": node.SerializeToString().hex(),
+            "node": node.SerializeToString(deterministic=True).hex(),
             "inputs": [written(value) for value in inputs],
-            "outputs": [written(np.asarray(value)) for value in results],
+            "outputs": [written(np.asarray(value)) for value in session.run(None, given)],
         }
-        lines.append(json.dumps(case, separators=(",", ":")))
-    with open(sys.argv[1], "w") as file:
-        file.write("[\n" + ",\n".join(lines) + "\n]\n")
-    print(len(lines), "cases")
+
+
+def agree(stored, fresh):
+    """Equal but for the last digits of floats."""
+    if stored["inputs"] != fresh["inputs"] or len(stored["outputs"]) != len(fresh["outputs"]):
+        return False
+    for a, b in zip(stored["outputs"], fresh["outputs"]):
+        if (a["type"], a["dims"]) != (b["type"], b["dims"]):
+            return False
+        tolerance = 2e-3 if a["type"] == "f16" else 2e-6
+        values = [np.array([float(value) for value in output["values"].split()]) for output in (a, b)]
+        if not np.allclose(*values, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return False
+    return True
+
+
+def main():
+    fresh = list(computed())
+    if "--write" in sys.argv:
+        lines = [json.dumps(case, separators=(",", ":")) for case in fresh]
+        CASES.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        return
+    stored = json.loads(CASES.read_text())
+    differing = [i for i, pair in enumerate(zip(stored, fresh)) if not agree(*pair)]
+    good = len(stored) == len(fresh) and not differing
+    print(f"{'PASS' if good else 'FAIL'} {len(stored)} stored operator cases, {len(fresh)} here, differing: {differing}")
+    sys.exit(not good)
 
 
 if __name__ == "__main__":
