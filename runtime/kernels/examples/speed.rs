@@ -1,6 +1,9 @@
 //! Speed of each kernel on each instruction set of this CPU, one thread, relative to scalar code.
 //!
 //! `cargo run --release -p niwaki-kernels --example speed`
+//!
+//! With three arguments, the name of a kernel, that of an ISA and a number, it makes that many calls and
+//! measures nothing: for counting instructions from outside.
 
 use niwaki_kernels::*;
 use std::error::Error;
@@ -163,6 +166,17 @@ fn main() -> Result<(), Box<dyn Error>> {
                 kernels.attention(&options, &query, &pages, &mut out);
             }),
         });
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [name, isa, calls] = &arguments[..] {
+        let isa = Isa::from_name(isa).ok_or("no such ISA")?;
+        let kernels = Kernels::new(isa, Arc::new(ThreadPool::new(1)))?;
+        let case = cases
+            .iter_mut()
+            .find(|case| case.name == name)
+            .ok_or("no such kernel")?;
+        (0..calls.parse()?).for_each(|_| (case.call)(&kernels));
+        return Ok(());
     }
     println!(
         "{:<26}{:<12}{:>9}  {:<18}{:>8}",

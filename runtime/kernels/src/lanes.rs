@@ -3,6 +3,7 @@
 //! Every float kernel is written once, generically, over these traits, so it computes the same bits on
 //! each instruction set by construction. [`scalar`](crate::scalar) is the readable implementation.
 
+use crate::quantized::QuantizedRows;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// An instruction set, as a value: having one proves that the CPU supports it.
@@ -50,6 +51,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
         activations: [*const i8; M],
         sums: [i32; M],
     ) -> [Self::I; M];
+
+    /// Outputs of the 16 rows `group` of an int4 or int8 matrix (binary16 scales, blocks of 32, no zero
+    /// points) for the first rows of `x`, as many as there is a faster way for than the dot products.
+    /// Hands each to `finish` and returns their number.
+    #[inline(always)]
+    fn batch<const INT4: bool>(
+        self,
+        _group: &[u8],
+        _x: &QuantizedRows,
+        _finish: impl FnMut(usize, Self::F),
+    ) -> usize {
+        0
+    }
 }
 
 /// 16 floats. Every operation is the IEEE one, rounded to nearest even, lane by lane.

@@ -8,7 +8,7 @@ use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Floats([float32x4_t; 4]);
+pub(crate) struct Floats(pub(super) [float32x4_t; 4]);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Ints(pub(super) [int32x4_t; 4]);

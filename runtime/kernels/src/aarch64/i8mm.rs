@@ -1,12 +1,19 @@
 //! NEON with the 8-bit matrix multiply instructions of ARMv8.6.
+//!
+//! `smmla` multiplies 2 x 8 weights by 8 x 2 activations. Weights are brought into its order once per
+//! panel of columns and used for all activation rows; single rows go through the dot product.
 #![allow(unsafe_code)]
 
 use super::dotprod::{Dotprod, has_dotprod};
 use super::float_methods;
 use super::floats::{Floats, Ints};
 use crate::dispatch::Work;
+use crate::format::ACTIVATION_BLOCK;
 use crate::lanes::Simd;
-use std::arch::is_aarch64_feature_detected;
+use crate::quantized::QuantizedRows;
+use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
+use std::array::from_fn;
 
 /// Proof that the CPU has the dot product and the matrix multiply instructions.
 #[derive(Clone, Copy)]
@@ -25,6 +32,137 @@ pub(crate) fn has_i8mm() -> bool {
 pub(crate) unsafe fn run_i8mm<W: Work>(work: W) {
     // SAFETY: the caller's promise.
     work.run(I8mm(unsafe { Dotprod::assume() }));
+}
+
+/// Adds to `sums` = (row 0 x column 0, row 0 x column 1, row 1 x column 0, row 1 x column 1) the products
+/// of two rows of 8 weights with two columns of 8 activations.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+fn smmla(sums: int32x4_t, weights: int8x16_t, activations: int8x16_t) -> int32x4_t {
+    let mut sums = sums;
+    // The intrinsic is not stable.
+    // SAFETY: an instruction that this function is compiled for and that only touches its operands.
+    unsafe {
+        asm!(
+            "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) sums, in(vreg) weights, in(vreg) activations,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Blocks that are unpacked at once: 4 KiB of weights, which stay in the first-level cache.
+const PANEL_BLOCKS: usize = 8;
+
+/// One block of 16 rows in the order of `smmla`.
+#[derive(Clone, Copy)]
+struct UnpackedTile {
+    /// `[row pair][8 columns]`: 8 weights of a row, then of the next.
+    weights: [[int8x16_t; 4]; 8],
+    /// `[row pair]`: the scales (row 0, row 0, row 1, row 1).
+    scales: [float32x4_t; 8],
+}
+
+/// Sums of 16 rows for 4 activation rows: `[activation pair][row pair]`, in the order of `smmla`.
+type Sums = [[float32x4_t; 8]; 2];
+
+impl UnpackedTile {
+    /// # Safety
+    /// `bytes` must point to a tile with binary16 scales and blocks of 32.
+    #[inline(always)]
+    unsafe fn read<const INT4: bool>(simd: I8mm, bytes: *const u8) -> Self {
+        // SAFETY: the caller's promise: 32 bytes of scales, then 256 or 512 bytes of weights.
+        unsafe {
+            let row_scales = simd.load_f16(&*bytes.cast()).0;
+            let quants = bytes.add(32);
+            let mut weights = [[vdupq_n_s8(0); 4]; 8];
+            for octet in 0..4 {
+                for four_rows in 0..4 {
+                    let [low, high] = if INT4 {
+                        let bytes = vld1q_u8(quants.add(64 * octet + 16 * four_rows));
+                        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)]
+                            .map(|nibbles| vsubq_s8(vreinterpretq_s8_u8(nibbles), vdupq_n_s8(8)))
+                    } else {
+                        [0, 64].map(|quad| {
+                            vld1q_s8(quants.add(128 * octet + quad + 16 * four_rows).cast())
+                        })
+                    };
+                    let (low, high) = (vreinterpretq_s32_s8(low), vreinterpretq_s32_s8(high));
+                    weights[2 * four_rows][octet] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
+                    weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
+                }
+            }
+            let scales = from_fn(|pair| {
+                let four = row_scales[pair / 2];
+                if pair % 2 == 0 {
+                    vzip1q_f32(four, four)
+                } else {
+                    vzip2q_f32(four, four)
+                }
+            });
+            Self { weights, scales }
+        }
+    }
+}
+
+/// Two activation rows of a block in the order of `smmla`, and their scales.
+///
+/// # Safety
+/// 32 bytes must be readable at each of `values`.
+#[inline(always)]
+unsafe fn pair_activations(
+    values: [*const i8; 2],
+    scales: [f32; 2],
+) -> ([int8x16_t; 4], float32x4_t) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let row =
+            |row: usize, half: usize| vreinterpretq_s64_s8(vld1q_s8(values[row].add(16 * half)));
+        let octets = from_fn(|octet| {
+            let (first, second) = (row(0, octet / 2), row(1, octet / 2));
+            vreinterpretq_s8_s64(if octet % 2 == 0 {
+                vzip1q_s64(first, second)
+            } else {
+                vzip2q_s64(first, second)
+            })
+        });
+        (
+            octets,
+            vzip1q_f32(vdupq_n_f32(scales[0]), vdupq_n_f32(scales[1])),
+        )
+    }
+}
+
+/// Adds the products of a block for 4 activation rows.
+///
+/// # Safety
+/// The CPU must have i8mm; 32 bytes must be readable at each of `values`.
+#[inline(always)]
+unsafe fn add_block(
+    tile: &UnpackedTile,
+    values: [*const i8; 4],
+    scales: [f32; 4],
+    sums: &mut Sums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = [
+            pair_activations([values[0], values[1]], [scales[0], scales[1]]),
+            pair_activations([values[2], values[3]], [scales[2], scales[3]]),
+        ];
+        for row_pair in 0..8 {
+            let weights = tile.weights[row_pair];
+            for (sums, (activations, scales)) in sums.iter_mut().zip(&pairs) {
+                let mut dots = vdupq_n_s32(0);
+                for octet in 0..4 {
+                    dots = smmla(dots, weights[octet], activations[octet]);
+                }
+                let scale = vmulq_f32(tile.scales[row_pair], *scales);
+                sums[row_pair] = vfmaq_f32(sums[row_pair], vcvtq_f32_s32(dots), scale);
+            }
+        }
+    }
 }
 
 impl Simd for I8mm {
@@ -51,5 +189,65 @@ impl Simd for I8mm {
     ) -> [Ints; M] {
         // SAFETY: passed on.
         unsafe { self.0.dots_int8::<M, QUADS>(quants, activations, sums) }
+    }
+
+    #[inline(always)]
+    fn batch<const INT4: bool>(
+        self,
+        group: &[u8],
+        x: &QuantizedRows,
+        mut finish: impl FnMut(usize, Floats),
+    ) -> usize {
+        let tile_bytes = if INT4 { 32 + 256 } else { 32 + 512 };
+        // SAFETY: zeros; NEON is always there.
+        let zero = unsafe { vdupq_n_f32(0.0) };
+        let mut sums: Vec<Sums> = vec![[[zero; 8]; 2]; x.rows() / 4];
+        if sums.is_empty() {
+            return 0;
+        }
+        for (panel_index, panel) in group.chunks(PANEL_BLOCKS * tile_bytes).enumerate() {
+            let first_block = panel_index * PANEL_BLOCKS;
+            let blocks = panel.len() / tile_bytes;
+            // SAFETY: the panel consists of whole tiles; `self` proves the CPU's support.
+            let tiles: [UnpackedTile; PANEL_BLOCKS] = from_fn(|block| unsafe {
+                UnpackedTile::read::<INT4>(
+                    self,
+                    panel[block.min(blocks - 1) * tile_bytes..].as_ptr(),
+                )
+            });
+            for (index, sums) in sums.iter_mut().enumerate() {
+                let values: [_; 4] = from_fn(|m| {
+                    let start = first_block * ACTIVATION_BLOCK;
+                    x.values(4 * index + m)[start..][..blocks * ACTIVATION_BLOCK].as_ptr()
+                });
+                let scales: [_; 4] = from_fn(|m| &x.scales(4 * index + m)[first_block..][..blocks]);
+                let mut running = *sums;
+                for (block, tile) in tiles[..blocks].iter().enumerate() {
+                    // SAFETY: `values` are `blocks` blocks long; `self` proves the CPU's support.
+                    unsafe {
+                        let values = values.map(|values| values.add(block * ACTIVATION_BLOCK));
+                        add_block(
+                            tile,
+                            values,
+                            scales.map(|scales| scales[block]),
+                            &mut running,
+                        );
+                    }
+                }
+                *sums = running;
+            }
+        }
+        for (index, sums) in sums.iter().enumerate() {
+            for (pair, sums) in sums.iter().enumerate() {
+                // SAFETY: NEON is always there.
+                let (even, odd) = unsafe {
+                    let even = from_fn(|i| vuzp1q_f32(sums[2 * i], sums[2 * i + 1]));
+                    (even, from_fn(|i| vuzp2q_f32(sums[2 * i], sums[2 * i + 1])))
+                };
+                finish(4 * index + 2 * pair, Floats(even));
+                finish(4 * index + 2 * pair + 1, Floats(odd));
+            }
+        }
+        4 * sums.len()
     }
 }

@@ -73,7 +73,11 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
             }
         };
         let format = &matrix.format();
-        let mut row = 0;
+        let mut row = if PLAIN {
+            simd.batch::<INT4>(bytes, x, finish)
+        } else {
+            0
+        };
         if S::BATCH == 8 {
             while row + 8 <= x.rows() {
                 let sums = group_rows::<S, INT4, QUADS, PLAIN, 8>(simd, format, bytes, x, row);
