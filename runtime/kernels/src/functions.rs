@@ -153,3 +153,98 @@ pub(crate) fn relu_squared<V: Lanes>(x: V) -> V {
 pub(crate) fn softcap<V: Lanes>(x: V, cap: f32) -> V {
     tanh(x / x.all(cap)) * x.all(cap)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::Simd;
+    use crate::scalar::Scalar;
+
+    /// The largest error of `function` over `from..=to`, in units of the last place of the exact value.
+    fn worst_ulp(
+        function: impl Fn(<Scalar as Simd>::F) -> <Scalar as Simd>::F,
+        exact: impl Fn(f64) -> f64,
+        from: f32,
+        to: f32,
+    ) -> f64 {
+        let mut worst: f64 = 0.0;
+        const STEPS: usize = 100_000;
+        for step in 0..STEPS {
+            let x = from + (to - from) * (step as f32 / STEPS as f32);
+            let mut lanes = [0.0; 16];
+            function(Scalar.splat(x)).store(&mut lanes);
+            let expected = exact(f64::from(x));
+            let magnitude = (expected.abs() as f32).max(f32::MIN_POSITIVE);
+            let ulp = f64::from(magnitude.next_up() - magnitude);
+            worst = worst.max((f64::from(lanes[0]) - expected).abs() / ulp);
+        }
+        worst
+    }
+
+    fn value(function: impl Fn(<Scalar as Simd>::F) -> <Scalar as Simd>::F, x: f32) -> f32 {
+        let mut lanes = [0.0; 16];
+        function(Scalar.splat(x)).store(&mut lanes);
+        lanes[0]
+    }
+
+    /// erf by its Taylor series, which converges for every argument.
+    fn exact_erf(x: f64) -> f64 {
+        let (mut term, mut sum, mut n) = (x, x, 0.0);
+        while term.abs() > 1e-18 {
+            n += 1.0;
+            term *= -x * x / n;
+            sum += term / (2.0 * n + 1.0);
+        }
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    }
+
+    #[test]
+    fn exp_is_within_the_documented_error() {
+        let worst = worst_ulp(exp, f64::exp, -87.0, 88.7);
+        assert!(worst < 1.1, "{worst} ulp");
+        let worst = worst_ulp(exp, f64::exp, -1.0, 1.0);
+        assert!(worst < 1.1, "{worst} ulp");
+    }
+
+    #[test]
+    fn exp_reaches_its_limits() {
+        assert_eq!(value(exp, 0.0), 1.0);
+        assert_eq!(value(exp, 89.0), f32::INFINITY);
+        assert_eq!(value(exp, f32::MAX), f32::INFINITY);
+        assert_eq!(value(exp, -104.0), 0.0);
+        assert_eq!(value(exp, f32::NEG_INFINITY), 0.0);
+        assert!(value(exp, -103.0) > 0.0);
+    }
+
+    #[test]
+    fn tanh_is_within_the_documented_error() {
+        for (from, to) in [(-12.0, 12.0), (-1e-3, 1e-3), (0.0, 1e-30)] {
+            let worst = worst_ulp(tanh, f64::tanh, from, to);
+            assert!(worst < 2.5, "{worst} ulp from {from} to {to}");
+        }
+        assert_eq!(value(tanh, 1e30), 1.0);
+        assert_eq!(value(tanh, -1e30), -1.0);
+        assert_eq!(value(tanh, -0.0).to_bits(), (-0.0_f32).to_bits());
+    }
+
+    #[test]
+    fn erf_is_within_the_documented_error() {
+        for (from, to) in [(-4.5, 4.5), (-1e-3, 1e-3)] {
+            let worst = worst_ulp(erf, exact_erf, from, to);
+            assert!(worst < 2.5, "{worst} ulp from {from} to {to}");
+        }
+        assert_eq!(value(erf, 1e30), 1.0);
+        assert_eq!(value(erf, -1e30), -1.0);
+    }
+
+    #[test]
+    fn activations_at_extreme_inputs_are_their_limits() {
+        for function in [silu, gelu_erf, gelu_tanh, gelu_sigmoid, relu] {
+            assert_eq!(value(function, 300.0), 300.0);
+            assert_eq!(value(function, -300.0), 0.0);
+            assert_eq!(value(function, 0.0), 0.0);
+        }
+        assert_eq!(value(relu_squared, 3.0), 9.0);
+        assert_eq!(value(|x| softcap(x, 30.0), 1e9), 30.0);
+    }
+}

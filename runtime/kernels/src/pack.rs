@@ -14,7 +14,7 @@ use half::f16;
 ///
 /// # Errors
 /// If a count is wrong, or a value cannot be stored exactly (a scale that binary16 does not hold, an
-/// integer out of range).
+/// integer out of range, a scale that is not finite).
 pub fn pack_int(
     format: MatrixFormat,
     rows: usize,
@@ -57,16 +57,19 @@ pub fn pack_int(
             });
         }
     }
-    if format.scale == ScaleType::F16 {
-        let inexact = |scale: &f32| f16::from_f32(*scale).to_f32().to_bits() != scale.to_bits();
-        if let Some(index) = scales.iter().position(inexact) {
-            let value = scales[index].to_string();
-            return Err(LayoutError::Value {
-                what: "scale",
-                value,
-                index,
-            });
-        }
+    let storable = |scale: &f32| match format.scale {
+        ScaleType::F16 => f16::from_f32(*scale).to_f32().to_bits() == scale.to_bits(),
+        ScaleType::F32 => true,
+    };
+    if let Some(index) = scales
+        .iter()
+        .position(|scale| !scale.is_finite() || !storable(scale))
+    {
+        return Err(LayoutError::Value {
+            what: "scale",
+            value: scales[index].to_string(),
+            index,
+        });
     }
 
     let mut bytes = vec![0; size_bytes];

@@ -111,3 +111,33 @@ pub struct RopeTables<'a> {
     /// Sines, `[tokens, pairs]`.
     pub sin: Rows<'a>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sine_and_cosine_agree_with_those_of_the_standard_library() {
+        for step in 0..200_000 {
+            let angle = f64::from(step) * 0.73;
+            let (sin, cos) = sin_cos(angle);
+            assert!((sin - angle.sin()).abs() < 2.3e-16, "sin {angle}");
+            assert!((cos - angle.cos()).abs() < 2.3e-16, "cos {angle}");
+        }
+    }
+
+    #[test]
+    fn rounded_to_f32_they_are_the_nearest_numbers() {
+        let (mut cos, mut sin) = ([0.0], [0.0]);
+        for position in (0..1_000_000).step_by(997) {
+            let frequency = 0.866_025_4;
+            rope_angles(position, &[frequency], 1.0, &mut cos, &mut sin);
+            let angle = position as f64 * f64::from(frequency);
+            assert_eq!(
+                (cos[0], sin[0]),
+                (angle.cos() as f32, angle.sin() as f32),
+                "{position}"
+            );
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Numbers that look random and are the same on every machine.
+//! Numbers that look random and are the same on every machine. Each test file uses a part of this.
+#![allow(dead_code)]
 
 use niwaki_kernels::Activation;
 
