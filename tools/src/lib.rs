@@ -1,5 +1,7 @@
 //! The library behind the niwaki command.
 
+pub mod export;
+pub mod lower;
 pub mod onnx;
 pub mod pack;
 pub mod quantize;

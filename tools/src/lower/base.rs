@@ -28,6 +28,8 @@ pub(super) enum Def {
     Linear { x: Form, weight: MatrixSource },
     /// Something plus a tensor that does not depend on activations: a bias, a mask, a position embedding, an epsilon.
     AddKnown { x: Form, known: Rc<[f64]>, table: Option<TableRows> },
+    /// Something whose columns are scaled one by one: a norm's weight, the scales of an integer projection.
+    ScaleColumns { x: Form, factors: Rc<[f64]> },
     /// The sum of two different values.
     Add { a: Form, b: Form },
     /// Elementwise product, with broadcasting.

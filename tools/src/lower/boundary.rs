@@ -23,13 +23,13 @@ enum Dimension {
     Named,
 }
 
-fn dimensions(info: &ValueInfoProto) -> Option<(i32, Vec<Dimension>)> {
+fn dimensions(info: &ValueInfoProto) -> Option<Vec<Dimension>> {
     let type_proto::Value::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()? else { return None };
     let dims = tensor.shape.as_ref()?.dim.iter().map(|dim| match &dim.value {
         Some(dimension::Value::DimValue(value)) if *value > 0 => Dimension::Fixed(*value as usize),
         _ => Dimension::Named,
     });
-    Some((tensor.elem_type, dims.collect()))
+    Some(dims.collect())
 }
 
 impl Boundary {
@@ -39,17 +39,17 @@ impl Boundary {
         let graph = model.graph();
         let mut boundary = Boundary::default();
         for info in &graph.input {
-            if model.initializer(&info.name).is_some() {
+            if model.initializer(info.name()).is_some() {
                 continue;
             }
-            let name = info.name.clone();
+            let name = info.name().to_owned();
             match name.as_str() {
                 "input_ids" => boundary.ids = name,
                 "attention_mask" => boundary.mask = Some(name),
                 "position_ids" => boundary.positions = Some(name),
                 "use_cache_branch" => boundary.cache_flag = Some(name),
                 _ => match dimensions(info) {
-                    Some((_, dims)) if dims.len() == 4 => {
+                    Some(dims) if dims.len() == 4 => {
                         let size = |axis: usize, default: Option<usize>| match dims[axis] {
                             Dimension::Fixed(size) => Some(size),
                             Dimension::Named => default,
@@ -69,8 +69,8 @@ impl Boundary {
         if boundary.ids.is_empty() {
             return Err(LowerError::NoTokenIds);
         }
-        let logits = graph.output.iter().find(|output| output.name == "logits").or_else(|| graph.output.first());
-        boundary.logits = logits.map(|output| output.name.clone()).ok_or(LowerError::NoLogits)?;
+        let logits = graph.output.iter().find(|output| output.name() == "logits").or_else(|| graph.output.first());
+        boundary.logits = logits.map(|output| output.name().to_owned()).ok_or(LowerError::NoLogits)?;
         Ok(boundary)
     }
 }

@@ -230,16 +230,6 @@ impl MatrixSource {
         MatrixSource { rows, cols, content, row_picks: None, row_factors: None }
     }
 
-    /// Whether this is an integer matrix whose scale the graph applies to the product.
-    pub(super) fn lacks_scale(&self) -> bool {
-        match &self.content {
-            Content::Quantized { scale, .. } => {
-                scale.grid.row_stride == 0 && scale.grid.col_stride == 0 && scale.at(0, 0) == 1.0
-            }
-            Content::Real(_) => false,
-        }
-    }
-
     /// Whether both hold the same values: an embedding that also is the output projection.
     pub fn same_values(&self, other: &MatrixSource) -> bool {
         if self.rows() != other.rows() || self.cols != other.cols || self.is_quantized() != other.is_quantized() {

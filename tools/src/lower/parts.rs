@@ -81,8 +81,12 @@ impl Parts {
         })
     }
 
-    /// The id of a vector.
+    /// The id of a vector; one with the same values is used again.
     pub(super) fn vector(&mut self, name: &str, values: Vec<f32>) -> VectorId {
+        let same = |held: &[f32]| held.len() == values.len() && held.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits());
+        if let Some(held) = self.vectors.iter().position(|(_, held)| same(held)) {
+            return held;
+        }
         self.vectors.push((name.to_owned(), values));
         self.vectors.len() - 1
     }

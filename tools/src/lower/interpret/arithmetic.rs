@@ -4,7 +4,7 @@ use super::super::base::{Def, NormDef, TableRows, Unary};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, Understood, Value, not_understood};
+use super::{Interpreter, name_of, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -14,14 +14,14 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = node.label();
+        let label = name_of(node);
         let one = |form: Form| Ok(Some(vec![Value::Form(form)]));
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let form = |index: usize| match input(index) {
             Some(Value::Form(form)) => Some(form.clone()),
             _ => None,
         };
-        let function = match node.op_type.as_str() {
+        let function = match node.op_type() {
             "Sqrt" => Some(Unary::Sqrt),
             "Reciprocal" => Some(Unary::Reciprocal),
             "Exp" => Some(Unary::Exp),
@@ -39,25 +39,25 @@ impl Interpreter<'_> {
         };
         if let (Some(function), Some(mut x)) = (function, form(0)) {
             if let Some(bias) = input(1) {
-                x = self.add_value(&label, &x, bias)?;
+                x = self.add_value(label, &x, bias)?;
             }
             let shape = x.shape.clone();
-            return one(self.bases.add(&label, Def::Unary { function, x }, &shape));
+            return one(self.bases.add(label, Def::Unary { function, x }, &shape));
         }
-        match node.op_type.as_str() {
+        match node.op_type() {
             "Neg" => match form(0) {
                 Some(x) => one(x.scaled(-1.0)),
                 None => Ok(None),
             },
             "Add" | "Sub" => {
-                let sign = if node.op_type == "Sub" { -1.0 } else { 1.0 };
+                let sign = if node.op_type() == "Sub" { -1.0 } else { 1.0 };
                 match (input(0), input(1)) {
-                    (Some(Value::Form(a)), Some(Value::Form(b))) => one(self.add_forms(&label, a, &b.scaled(sign))?),
+                    (Some(Value::Form(a)), Some(Value::Form(b))) => one(self.add_forms(label, a, &b.scaled(sign))?),
                     (Some(Value::Form(a)), Some(b)) => {
                         let b = self.negated(b, sign)?;
-                        one(self.add_value(&label, a, &b)?)
+                        one(self.add_value(label, a, &b)?)
                     }
-                    (Some(a), Some(Value::Form(b))) => one(self.add_value(&label, &b.scaled(sign), a)?),
+                    (Some(a), Some(Value::Form(b))) => one(self.add_value(label, &b.scaled(sign), a)?),
                     _ => Ok(None),
                 }
             }
@@ -65,41 +65,41 @@ impl Interpreter<'_> {
                 let Some(mut sum) = form(0) else { return not_understood("it sums constants first") };
                 for value in inputs.iter().skip(1).flatten() {
                     sum = match value {
-                        Value::Form(other) => self.add_forms(&label, &sum, other)?,
-                        other => self.add_value(&label, &sum, other)?,
+                        Value::Form(other) => self.add_forms(label, &sum, other)?,
+                        other => self.add_value(label, &sum, other)?,
                     };
                 }
                 one(sum)
             }
             "Mul" => match (input(0), input(1)) {
                 (Some(Value::DynamicScale(factors, shape)), Some(other)) | (Some(other), Some(Value::DynamicScale(factors, shape))) => {
-                    self.scale_dynamic(factors, shape, other).map(|value| Some(vec![value]))
+                    self.scale_dynamic(label, factors, shape, other).map(|value| Some(vec![value]))
                 }
                 (Some(Value::Form(a)), Some(Value::Form(b))) => {
                     let shape = Self::broadcast(&a.shape, &b.shape)?;
-                    one(self.bases.add(&label, Def::Mul { a: a.clone(), b: b.clone() }, &shape))
+                    one(self.bases.add(label, Def::Mul { a: a.clone(), b: b.clone() }, &shape))
                 }
                 (Some(Value::Form(x)), Some(factor)) | (Some(factor), Some(Value::Form(x))) => {
                     let factor = self.known(factor)?;
-                    one(scale_known(x, &factor, |factor| factor)?)
+                    one(self.scale_known(label, x, &factor, |factor| factor)?)
                 }
                 _ => Ok(None),
             },
             "Div" => match (input(0), input(1)) {
                 (Some(Value::Form(a)), Some(Value::Form(b))) => {
                     let shape = Self::broadcast(&a.shape, &b.shape)?;
-                    one(self.bases.add(&label, Def::Div { a: a.clone(), b: b.clone() }, &shape))
+                    one(self.bases.add(label, Def::Div { a: a.clone(), b: b.clone() }, &shape))
                 }
                 (Some(Value::Form(x)), Some(divisor)) => {
                     let divisor = self.known(divisor)?;
-                    one(scale_known(x, &divisor, |divisor| 1.0 / divisor)?)
+                    one(self.scale_known(label, x, &divisor, |divisor| 1.0 / divisor)?)
                 }
                 (Some(numerator), Some(Value::Form(x))) => {
                     let numerator = self.known(numerator)?;
                     let shape = x.shape.clone();
                     let def = Def::Unary { function: Unary::Reciprocal, x: x.clone() };
-                    let reciprocal = self.bases.add(&label, def, &shape);
-                    one(scale_known(&reciprocal, &numerator, |factor| factor)?)
+                    let reciprocal = self.bases.add(label, def, &shape);
+                    one(self.scale_known(label, &reciprocal, &numerator, |factor| factor)?)
                 }
                 _ => Ok(None),
             },
@@ -109,7 +109,7 @@ impl Interpreter<'_> {
                         return not_understood("its exponents differ");
                     };
                     let shape = x.shape.clone();
-                    one(self.bases.add(&label, Def::Unary { function: Unary::Pow(power), x }, &shape))
+                    one(self.bases.add(label, Def::Unary { function: Unary::Pow(power), x }, &shape))
                 }
                 _ => Ok(None),
             },
@@ -117,7 +117,7 @@ impl Interpreter<'_> {
                 Some(x) => Ok(Some(vec![Value::NeverTrue(x.shape)])),
                 None => Ok(None),
             },
-            "Where" => self.choose(&label, inputs),
+            "Where" => self.choose(label, inputs),
             "ReduceMean" | "ReduceSum" => match form(0) {
                 Some(x) => self.reduce(node, inputs, x).map(Some),
                 None => Ok(None),
@@ -129,7 +129,7 @@ impl Interpreter<'_> {
                         return not_understood("it is not over the last axis");
                     }
                     let shape = x.shape.clone();
-                    one(self.bases.add(&label, Def::Softmax { x }, &shape))
+                    one(self.bases.add(label, Def::Softmax { x }, &shape))
                 }
                 None => Ok(None),
             },
@@ -139,20 +139,23 @@ impl Interpreter<'_> {
                     if layout::axis(node.int("axis").unwrap_or(-1), rank) != rank.checked_sub(1) {
                         return not_understood("it is not over the last axis alone");
                     }
-                    self.norm(node, inputs, x, node.op_type == "LayerNormalization", 1, 2).map(|y| Some(vec![y]))
+                    self.norm(node, inputs, x, node.op_type() == "LayerNormalization", 1, 2).map(|y| Some(vec![y]))
                 }
                 None => Ok(None),
             },
             "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => {
-                let (Some(x), Some(skip)) = (form(0), input(1)) else { return Ok(None) };
-                let layer = node.op_type == "SkipLayerNormalization";
+                let (x, skip) = match (input(0), input(1)) {
+                    (Some(Value::Form(x)), Some(skip)) | (Some(skip), Some(Value::Form(x))) => (x.clone(), skip),
+                    _ => return Ok(None),
+                };
+                let layer = node.op_type() == "SkipLayerNormalization";
                 let (bias, skip_bias) = if layer { (3, 4) } else { (usize::MAX, 3) };
                 let mut sum = match skip {
-                    Value::Form(skip) => self.add_forms(&label, &x, skip)?,
-                    skip => self.add_value(&label, &x, skip)?,
+                    Value::Form(skip) => self.add_forms(label, &x, skip)?,
+                    skip => self.add_value(label, &x, skip)?,
                 };
                 if let Some(value) = input(skip_bias) {
-                    sum = self.add_value(&label, &sum, value)?;
+                    sum = self.add_value(label, &sum, value)?;
                 }
                 let y = self.norm(node, inputs, sum.clone(), layer, 2, bias)?;
                 Ok(Some(vec![y, Value::Unknown, Value::Unknown, Value::Form(sum)]))
@@ -246,8 +249,8 @@ impl Interpreter<'_> {
             *last = 1;
         }
         let kept = node.int("keepdims").unwrap_or(1) != 0;
-        let mut mean = self.bases.add(&node.label(), Def::Mean { x }, &shape);
-        if node.op_type == "ReduceSum" {
+        let mut mean = self.bases.add(name_of(node), Def::Mean { x }, &shape);
+        if node.op_type() == "ReduceSum" {
             mean = mean.scaled(count as f64);
         }
         if !kept {
@@ -277,23 +280,22 @@ impl Interpreter<'_> {
             }
         };
         let (weight, bias) = (vector(weight)?, vector(bias)?);
-        let epsilon = node.float("epsilon").unwrap_or(if node.op_type.starts_with("Skip") { 1e-12 } else { 1e-5 });
+        let epsilon = node.float("epsilon").unwrap_or(if node.op_type().starts_with("Skip") { 1e-12 } else { 1e-5 });
         let shape = x.shape.clone();
         let def = Def::Norm(NormDef { x, layer, weight, bias, epsilon, group });
-        Ok(Value::Form(self.bases.add(&node.label(), def, &shape)))
+        Ok(Value::Form(self.bases.add(name_of(node), def, &shape)))
     }
 
     /// The product with a dynamic scale: more known factors, or the accumulators they were waiting for.
-    fn scale_dynamic(&mut self, factors: &[f64], shape: &[usize], other: &Value) -> Understood<Value> {
+    fn scale_dynamic(&mut self, label: &str, factors: &[f64], shape: &[usize], other: &Value) -> Understood<Value> {
         match other {
             Value::Form(x) => {
                 let result = Self::broadcast(&x.shape, shape)?;
                 if result != x.shape {
                     return not_understood("its scales do not fit its products");
                 }
-                let each: Vec<f64> =
-                    layout::expand(shape, &result).positions().into_iter().map(|from| factors[from]).collect();
-                Ok(Value::Form(x.scaled_each(&each)))
+                let factors = layout::expand(shape, &result).positions().into_iter().map(|from| factors[from]).collect();
+                Ok(Value::Form(self.bases.add(label, Def::ScaleColumns { x: x.clone(), factors }, &result)))
             }
             other => {
                 let known = self.known(other)?;
@@ -306,19 +308,30 @@ impl Interpreter<'_> {
             }
         }
     }
-}
 
-/// `x` times a function of known factors, with broadcasting.
-fn scale_known(x: &Form, factor: &Known, function: impl Fn(f64) -> f64) -> Understood<Form> {
-    let shape = Interpreter::broadcast(&x.shape, factor.shape())?;
-    let x = if shape == x.shape { x.clone() } else { x.pick(&layout::expand(&x.shape, &shape)) };
-    if let Some(factor) = factor.uniform()? {
-        return Ok(x.scaled(function(factor)));
+    /// `x` times a function of known factors, with broadcasting. Factors that differ from token to token (a rotary
+    /// embedding's) become part of the form; factors per column are a value of their own.
+    fn scale_known(
+        &mut self,
+        label: &str,
+        x: &Form,
+        factor: &Known,
+        function: impl Fn(f64) -> f64,
+    ) -> Understood<Form> {
+        let shape = Self::broadcast(&x.shape, factor.shape())?;
+        let x = if shape == x.shape { x.clone() } else { x.pick(&layout::expand(&x.shape, &shape)) };
+        if let Some(factor) = factor.uniform()? {
+            return Ok(x.scaled(function(factor)));
+        }
+        if x.is_zero() {
+            return Ok(x);
+        }
+        let held: Vec<f64> = factor.f64s()?.into_iter().map(function).collect();
+        let each: Vec<f64> =
+            layout::expand(factor.shape(), &shape).positions().into_iter().map(|from| held[from]).collect();
+        if factor.shape().contains(&self.lengths.tokens) {
+            return Ok(x.scaled_each(&each));
+        }
+        Ok(self.bases.add(label, Def::ScaleColumns { x, factors: each.into() }, &shape))
     }
-    if x.is_zero() {
-        return Ok(x);
-    }
-    let held: Vec<f64> = factor.f64s()?.into_iter().map(function).collect();
-    let each: Vec<f64> = layout::expand(factor.shape(), &shape).positions().into_iter().map(|from| held[from]).collect();
-    Ok(x.scaled_each(&each))
 }

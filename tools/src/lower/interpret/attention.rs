@@ -4,7 +4,7 @@ use super::super::base::{AttentionDef, Def};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, Understood, Value, not_understood};
+use super::{Interpreter, name_of, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 use std::rc::Rc;
 
@@ -15,11 +15,11 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        match node.op_type.as_str() {
+        match node.op_type() {
             "RotaryEmbedding" => self.rotary_embedding(node, inputs).map(|form| Some(vec![Value::Form(form)])),
             "GroupQueryAttention" => self.group_query_attention(node, inputs).map(Some),
             "MultiHeadAttention" => self.multi_head_attention(node, inputs).map(Some),
-            "Attention" if node.domain == "com.microsoft" => self.fused_attention(node, inputs).map(Some),
+            "Attention" if node.domain() == "com.microsoft" => self.fused_attention(node, inputs).map(Some),
             "Attention" => self.onnx_attention(node, inputs).map(Some),
             _ => Ok(None),
         }
@@ -29,7 +29,7 @@ impl Interpreter<'_> {
     fn rotary_embedding(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Form> {
         let Some(Some(Value::Form(x))) = inputs.first() else { return not_understood("it rotates no activation") };
         let x = x.clone();
-        let microsoft = node.domain == "com.microsoft";
+        let microsoft = node.domain() == "com.microsoft";
         let (cos, sin, positions) = if microsoft { (2, 3, 1) } else { (1, 2, 3) };
         let (Some(cos), Some(sin)) = (self.known_at(inputs, cos)?, self.known_at(inputs, sin)?) else {
             return not_understood("it has no tables");
@@ -144,7 +144,7 @@ impl Interpreter<'_> {
             }
             for (part, x) in [&mut q, &mut k, &mut v].into_iter().enumerate() {
                 let bias = Known::from_f32(&[width], &values[part * width..(part + 1) * width])?;
-                *x = self.add_value(&node.label(), x, &Value::Known(bias))?;
+                *x = self.add_value(name_of(node), x, &Value::Known(bias))?;
             }
         }
         if inputs.get(4).is_some_and(Option::is_some) {
@@ -179,9 +179,9 @@ impl Interpreter<'_> {
         if node.ints("qkv_hidden_sizes").is_some() {
             return not_understood("its query, key and value have different widths");
         }
-        let mut qkv = self.linear(&node.label(), &x, weight.transposed())?;
+        let mut qkv = self.linear(name_of(node), &x, weight.transposed())?;
         if let Some(Some(bias)) = inputs.get(2) {
-            qkv = self.add_value(&node.label(), &qkv, &bias.clone())?;
+            qkv = self.add_value(name_of(node), &qkv, &bias.clone())?;
         }
         let (q, k, v) = split_heads(&qkv, heads, heads)?;
         let width = q.shape.last().copied().unwrap_or(0);
@@ -274,7 +274,7 @@ impl Interpreter<'_> {
 
     fn finish_attention(&mut self, node: &NodeProto, def: AttentionDef, [batch, width]: [usize; 2]) -> Understood<Vec<Value>> {
         let shape = [batch, self.lengths.tokens, width];
-        let form = self.bases.add(&node.label(), Def::Attention(Box::new(def)), &shape);
+        let form = self.bases.add(name_of(node), Def::Attention(Box::new(def)), &shape);
         Ok(vec![Value::Form(form)])
     }
 }

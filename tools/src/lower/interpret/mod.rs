@@ -18,7 +18,7 @@ use super::layout;
 use super::matrix::MatrixSource;
 use super::{Boundary, LowerError};
 use crate::onnx::proto::{GraphProto, NodeProto};
-use crate::onnx::{OnnxModel, TensorView, evaluate_node, sorted_nodes};
+use crate::onnx::{DataType, OnnxModel, TensorView, evaluate_node, sorted_nodes};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -72,6 +72,8 @@ pub(super) struct Interpretation {
     pub(super) obstacles: Vec<Obstacle>,
     /// Known float tensors of the graph that could be a rotary embedding's frequencies.
     pub(super) frequencies: Vec<Rc<[f64]>>,
+    /// The export computes in 16 bits somewhere.
+    pub(super) half_precision: bool,
     /// Things a person should know about how the export was read.
     pub(super) notes: Vec<String>,
 }
@@ -95,6 +97,11 @@ impl<E: Into<LowerError>> From<E> for Trouble {
 
 pub(super) fn not_understood<T>(reason: impl Into<String>) -> Understood<T> {
     Err(Trouble::NotUnderstood(reason.into()))
+}
+
+/// The node's name, or that of what it computes.
+pub(super) fn name_of(node: &NodeProto) -> &str {
+    if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() }
 }
 
 /// Largest constant that is evaluated rather than read lazily, in elements.
@@ -142,6 +149,9 @@ impl<'m> Interpreter<'m> {
             logits,
             obstacles: interpreter.obstacles,
             frequencies: interpreter.frequencies,
+            half_precision: model.graph().initializer.iter().any(|tensor| {
+                matches!(tensor.data_type(), kind if kind == DataType::Float16 as i32 || kind == DataType::Bfloat16 as i32)
+            }),
             notes: interpreter.notes,
         })
     }
@@ -194,8 +204,8 @@ impl<'m> Interpreter<'m> {
                 Ok(values) => values,
                 Err(Trouble::NotUnderstood(reason)) => {
                     self.obstacles.push(Obstacle {
-                        node: node.label(),
-                        operator: node.op_type.clone(),
+                        node: name_of(node).to_owned(),
+                        operator: node.op_type().to_owned(),
                         reason,
                     });
                     vec![]
@@ -218,7 +228,7 @@ impl<'m> Interpreter<'m> {
         for name in &node.input {
             inputs.push(if name.is_empty() { None } else { Some(self.lookup(name)?) });
         }
-        if node.op_type == "If" {
+        if node.op_type() == "If" {
             return self.run_branch(node, &inputs);
         }
         if inputs.iter().flatten().any(|value| matches!(value, Value::Unknown)) {
@@ -246,7 +256,7 @@ impl<'m> Interpreter<'m> {
         if let Some(values) = self.attention(node, &inputs)? {
             return Ok(values);
         }
-        not_understood(format!("the operator {} is not known on activations", node.op_type))
+        not_understood(format!("the operator {} is not known on activations", node.op_type()))
     }
 
     /// `If` on a known condition: the branch that is taken, with the outer names in sight.
@@ -262,12 +272,12 @@ impl<'m> Interpreter<'m> {
         self.scopes.push(HashMap::new());
         for tensor in &branch.initializer {
             let view = self.model.view(tensor)?;
-            self.bind(&tensor.name, Value::Stored(view));
+            self.bind(tensor.name(), Value::Stored(view));
         }
         let result = self.run_graph(branch);
         let mut values = vec![];
         for output in &branch.output {
-            values.push(self.lookup(&output.name)?);
+            values.push(self.lookup(output.name())?);
         }
         self.scopes.pop();
         result?;
@@ -277,7 +287,7 @@ impl<'m> Interpreter<'m> {
     /// A node all of whose inputs have values.
     fn evaluate(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
         // Rows of a large table stay recognisable as such: they may be a learned position embedding.
-        if node.op_type == "Gather"
+        if node.op_type() == "Gather"
             && let (Some(Some(Value::Stored(view))), Some(Some(indices))) = (inputs.first(), inputs.get(1))
             && node.int("axis").unwrap_or(0) == 0
             && let Some(table) = MatrixSource::real(view)
@@ -309,9 +319,12 @@ impl<'m> Interpreter<'m> {
                 None => None,
             });
         }
-        let outputs = evaluate_node(node, &tensors, self.opset)?;
+        let outputs = match evaluate_node(node, &tensors, self.opset) {
+            Ok(outputs) => outputs,
+            Err(error) => return not_understood(error.to_string()),
+        };
         let keeps_rows = matches!(
-            node.op_type.as_str(),
+            node.op_type(),
             "Identity" | "Cast" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand"
         );
         let mut values = vec![];

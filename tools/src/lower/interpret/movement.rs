@@ -20,7 +20,7 @@ impl Interpreter<'_> {
         };
         let rank = shape.len();
         let one = |value: Value| Ok(Some(vec![value]));
-        match node.op_type.as_str() {
+        match node.op_type() {
             "Shape" => {
                 let clamp = |at: i64| (if at < 0 { at + rank as i64 } else { at }).clamp(0, rank as i64) as usize;
                 let (start, end) = (clamp(node.int("start").unwrap_or(0)), node.int("end").map_or(rank, clamp));

@@ -5,7 +5,7 @@ use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
 use super::super::matrix::MatrixSource;
-use super::{Interpreter, Understood, Value, not_understood};
+use super::{Interpreter, name_of, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -24,7 +24,7 @@ impl Interpreter<'_> {
         if !lazy {
             return Ok(None);
         }
-        let value = match (node.op_type.as_str(), first) {
+        let value = match (node.op_type(), first) {
             ("Identity" | "Cast" | "Dropout", _) if self.matrix(first).is_some() => first.clone(),
             ("Transpose", _) => match self.matrix(first) {
                 Some(matrix) => Value::Matrix(matrix.transposed()),
@@ -50,10 +50,10 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = node.label();
+        let label = name_of(node);
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let flag = |name: &str| node.int(name).unwrap_or(0) != 0;
-        let result = match (node.op_type.as_str(), input(0), input(1)) {
+        let result = match (node.op_type(), input(0), input(1)) {
             ("Gather", Some(table @ (Value::Stored(_) | Value::Matrix(_))), Some(Value::Form(ids))) => {
                 if node.int("axis").unwrap_or(0) != 0 {
                     return not_understood("it picks columns of a table, not rows");
@@ -65,14 +65,14 @@ impl Interpreter<'_> {
                 let Some(table) = integers.or_else(|| self.matrix(table)) else {
                     return not_understood("its table is not a matrix of numbers");
                 };
-                self.embed(&label, table, ids)?
+                self.embed(label, table, ids)?
             }
-            ("MatMul", Some(Value::Form(a)), Some(Value::Form(b))) => self.contract(&label, a, b)?,
+            ("MatMul", Some(Value::Form(a)), Some(Value::Form(b))) => self.contract(label, a, b)?,
             ("MatMul", Some(Value::Form(x)), Some(weight)) => {
                 let Some(weight) = self.matrix_or_known(weight)? else {
                     return not_understood("its weight is not a matrix");
                 };
-                self.linear(&label, x, weight.transposed())?
+                self.linear(label, x, weight.transposed())?
             }
             ("FusedMatMul", Some(Value::Form(a)), Some(b)) => {
                 if flag("transBatchA") || flag("transBatchB") {
@@ -83,14 +83,14 @@ impl Interpreter<'_> {
                 match b {
                     Value::Form(b) => {
                         let b = if flag("transB") { swapped(b) } else { b.clone() };
-                        self.contract(&label, &a, &b)?.scaled(alpha)
+                        self.contract(label, &a, &b)?.scaled(alpha)
                     }
                     weight => {
                         let Some(weight) = self.matrix_or_known(weight)? else {
                             return not_understood("its weight is not a matrix");
                         };
                         let weight = if flag("transB") { weight } else { weight.transposed() };
-                        self.linear(&label, &a, weight)?.scaled(alpha)
+                        self.linear(label, &a, weight)?.scaled(alpha)
                     }
                 }
             }
@@ -101,13 +101,13 @@ impl Interpreter<'_> {
                 let x = if flag("transA") { swapped(x) } else { x.clone() };
                 let weight = if flag("transB") { weight } else { weight.transposed() };
                 let alpha = f64::from(node.float("alpha").unwrap_or(1.0));
-                let product = self.linear(&label, &x, weight)?.scaled(alpha);
+                let product = self.linear(label, &x, weight)?.scaled(alpha);
                 match input(2) {
                     Some(bias) => {
                         if node.float("beta").unwrap_or(1.0) != 1.0 {
                             return not_understood("it scales its bias");
                         }
-                        self.add_value(&label, &product, bias)?
+                        self.add_value(label, &product, bias)?
                     }
                     None => product,
                 }

@@ -2,7 +2,7 @@
 
 use super::super::base::Def;
 use super::super::matrix::{Codes, Grid, MatrixSource, Reals, ZeroPoints};
-use super::{Interpreter, Understood, Value, not_understood};
+use super::{Interpreter, name_of, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, TensorView};
 
@@ -18,22 +18,22 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = node.label();
+        let label = name_of(node);
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let stored = |index: usize| match inputs.get(index) {
             Some(Some(Value::Stored(view))) => Some(view.clone()),
             _ => None,
         };
-        match (node.op_type.as_str(), input(0)) {
+        match (node.op_type(), input(0)) {
             ("MatMulNBits", Some(Value::Form(x))) => {
                 let weight = n_bits_weight(node, &stored)?;
                 let x = x.clone();
-                let mut y = self.linear(&label, &x, weight)?;
+                let mut y = self.linear(label, &x, weight)?;
                 if input(4).is_some() {
                     return not_understood("it reorders the blocks of its weight (g_idx)");
                 }
                 if let Some(bias) = input(5) {
-                    y = self.add_value(&label, &y, bias)?;
+                    y = self.add_value(label, &y, bias)?;
                 }
                 Ok(Some(vec![Value::Form(y)]))
             }
@@ -42,7 +42,7 @@ impl Interpreter<'_> {
                 match input(1) {
                     Some(Value::Form(ids)) => {
                         let ids = ids.clone();
-                        Ok(Some(vec![Value::Form(self.embed(&label, table, &ids)?)]))
+                        Ok(Some(vec![Value::Form(self.embed(label, table, &ids)?)]))
                     }
                     _ => not_understood("its indices are not the token ids"),
                 }
@@ -56,7 +56,7 @@ impl Interpreter<'_> {
                 let Some(weight) = stored(1) else { return not_understood("its weight is no constant") };
                 let weight = integer_weight(&weight, stored(3).as_ref())?;
                 let x = x.clone();
-                Ok(Some(vec![Value::Form(self.linear(&label, &x, weight.transposed())?)]))
+                Ok(Some(vec![Value::Form(self.linear(label, &x, weight.transposed())?)]))
             }
             ("DynamicQuantizeMatMul", Some(Value::Form(x))) => {
                 let (Some(weight), Some(scale)) = (stored(1), stored(2)) else {
@@ -64,9 +64,9 @@ impl Interpreter<'_> {
                 };
                 let weight = per_column(&weight, &scale, stored(3).as_ref())?;
                 let x = x.clone();
-                let mut y = self.linear(&label, &x, weight.transposed())?;
+                let mut y = self.linear(label, &x, weight.transposed())?;
                 if let Some(bias) = input(4) {
-                    y = self.add_value(&label, &y, bias)?;
+                    y = self.add_value(label, &y, bias)?;
                 }
                 Ok(Some(vec![Value::Form(y)]))
             }
@@ -76,9 +76,9 @@ impl Interpreter<'_> {
                 };
                 let weight = per_column(&weight, &scale, stored(5).as_ref())?;
                 let x = x.clone();
-                let mut y = self.linear(&label, &x, weight.transposed())?;
+                let mut y = self.linear(label, &x, weight.transposed())?;
                 if let Some(bias) = input(6) {
-                    y = self.add_value(&label, &y, bias)?;
+                    y = self.add_value(label, &y, bias)?;
                 }
                 Ok(Some(vec![Value::Form(y)]))
             }
@@ -100,7 +100,7 @@ impl Interpreter<'_> {
                 let zero = self.i64s_at(inputs, 2)?.and_then(|zero| zero.first().copied()).unwrap_or(0);
                 let table = scale.and_then(|scale| table.rescaled(scale as f32, zero as i32));
                 let Some(table) = table else { return not_understood("its table has more than one scale") };
-                Ok(Some(vec![Value::Form(self.bases.add(&label, Def::Embed { table }, &shape))]))
+                Ok(Some(vec![Value::Form(self.bases.add(label, Def::Embed { table }, &shape))]))
             }
             _ => Ok(None),
         }

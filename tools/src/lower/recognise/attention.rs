@@ -4,7 +4,7 @@ use super::super::base::{AttentionDef, Def, Unary};
 use super::super::form::{Element, Form};
 use super::super::interpret::Interpretation;
 use super::super::layout;
-use super::columns::{ColumnFactors, Selection, same_elements};
+use super::columns::{Selection, same_elements};
 use super::heads::{HeadColumns, Heads, Rotation};
 use super::rope::{Observed, frequencies};
 use super::{Matched, Matcher, mask};
@@ -218,8 +218,8 @@ impl<'a> Matcher<'a> {
                 magnitude = (q.magnitude + k.magnitude) / 2.0;
             }
         }
-        let mut emit = |matcher: &mut Self, base, columns, factor: f64| {
-            let selection = Selection { base, columns, factors: ColumnFactors::Uniform(factor) };
+        let emit = |matcher: &mut Self, base, columns, factor: f64| {
+            let selection = Selection { base, columns, factor };
             matcher.selected(&selection, name)
         };
         let mut q_columns = emit(self, query.base, query.columns.clone(), 1.0)?;
@@ -256,7 +256,7 @@ impl<'a> Matcher<'a> {
         if let Some((past, far)) = &far {
             observed.push(Observed { first_position: *past, angles: &far.angles });
         }
-        match frequencies(&observed, &self.near.frequencies) {
+        match frequencies(&observed, &self.near.frequencies, self.near.half_precision) {
             Ok(inverse_frequencies) => {
                 Ok(RopeTable { inverse_frequencies, pairs: near.pairs, magnitude: 1.0 })
             }
@@ -322,13 +322,19 @@ fn check_past(
     head_dim: usize,
     at: impl Fn(usize, usize, usize) -> Vec<(Element, f64)>,
 ) -> Result<(), String> {
+    let mut scale = None;
     for head in 0..heads {
         for key in 0..past {
             for column in 0..head_dim {
                 let summands = at(head, key, column);
-                let [(element, 1.0)] = summands.as_slice() else {
-                    return Err("its earlier keys are not the cache unchanged".into());
+                let [(element, factor)] = summands.as_slice() else {
+                    return Err("its earlier keys are not the cache".into());
                 };
+                // Some exports scale keys after reading the cache, old and new ones alike.
+                if scale.is_some_and(|scale| scale != *factor) {
+                    return Err("its earlier keys are scaled one by one".into());
+                }
+                scale = Some(*factor);
                 let base = near.bases.get(element.base);
                 let in_order = matches!(base.def, Def::Past)
                     && base

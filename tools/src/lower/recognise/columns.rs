@@ -13,13 +13,24 @@ pub(super) enum Rows {
 }
 
 impl Rows {
-    /// `None` when more than one axis could be the tokens.
+    /// `None` when more than one axis could be the tokens. An axis of tokens times something counts as tokens
+    /// first; where that is wrong, the elements will not fit together and nothing is concluded.
     pub(super) fn of(shape: &[usize], tokens: usize) -> Option<Rows> {
-        let mut axes = (0..shape.len()).filter(|&axis| shape[axis] == tokens);
-        match (axes.next(), axes.next()) {
-            (Some(axis), None) => Some(Rows::Tokens { inner: shape[axis + 1..].iter().product() }),
-            (None, _) => Some(Rows::Last),
-            _ => None,
+        let after = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+        let only = |wanted: &dyn Fn(usize) -> bool| {
+            let mut axes = (0..shape.len()).filter(|&axis| wanted(shape[axis]));
+            match (axes.next(), axes.next()) {
+                (Some(axis), None) => Ok(Some(axis)),
+                (None, _) => Ok(None),
+                _ => Err(()),
+            }
+        };
+        if let Some(axis) = only(&|size| size == tokens).ok()? {
+            return Some(Rows::Tokens { inner: after(axis) });
+        }
+        match only(&|size| size > 0 && size.is_multiple_of(tokens)).ok()? {
+            Some(axis) => Some(Rows::Tokens { inner: shape[axis] / tokens * after(axis) }),
+            None => Some(Rows::Last),
         }
     }
 
@@ -32,20 +43,14 @@ impl Rows {
     }
 }
 
-/// Factors of columns.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum ColumnFactors {
-    Uniform(f64),
-    Each(Vec<f64>),
-}
-
 /// A form that is a selection of one base's columns.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
     pub(super) base: BaseId,
     /// Column `i` of the form is this column of the base.
     pub(super) columns: Vec<usize>,
-    pub(super) factors: ColumnFactors,
+    /// Factor on all of them.
+    pub(super) factor: f64,
 }
 
 impl Selection {
@@ -53,13 +58,6 @@ impl Selection {
     pub(super) fn run(&self) -> Option<usize> {
         let first = *self.columns.first()?;
         self.columns.iter().enumerate().all(|(i, &column)| column == first + i).then_some(first)
-    }
-
-    pub(super) fn uniform(&self) -> Option<f64> {
-        match self.factors {
-            ColumnFactors::Uniform(factor) => Some(factor),
-            ColumnFactors::Each(_) => None,
-        }
     }
 }
 
@@ -73,27 +71,21 @@ pub(super) fn select(form: &Form, bases: &Bases, tokens: usize) -> Option<Select
         Rows::Last => form.len(),
     };
     let mut columns = vec![usize::MAX; width];
-    let mut factors = vec![0.0; width];
+    let factor = form.only(0)?.1;
     for position in 0..form.len() {
-        let (element, factor) = form.only(position)?;
+        let (element, own_factor) = form.only(position)?;
         let (token, column) = rows.place(position, tokens);
         let (from_token, from_column) = base_rows.place(element.index, tokens);
-        if from_token != token {
+        if from_token != token || own_factor != factor {
             return None;
         }
         if columns[column] == usize::MAX {
             columns[column] = from_column;
-            factors[column] = factor;
-        } else if columns[column] != from_column || factors[column] != factor {
+        } else if columns[column] != from_column {
             return None;
         }
     }
-    let factors = match factors.first() {
-        Some(&first) if factors.iter().all(|factor| *factor == first) => ColumnFactors::Uniform(first),
-        Some(_) => ColumnFactors::Each(factors),
-        None => return None,
-    };
-    Some(Selection { base, columns, factors })
+    Some(Selection { base, columns, factor })
 }
 
 /// The form is one base, element by element, times a factor.

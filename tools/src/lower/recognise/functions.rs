@@ -2,7 +2,7 @@
 
 use super::super::base::{Bases, Def, Unary};
 use super::super::form::{BaseId, Form};
-use super::columns::{Selection, select};
+use super::columns::{Selection, same_elements, select};
 use niwaki::graph::{Activation, NormKind};
 
 /// A scalar function of some leaves.
@@ -77,7 +77,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn of_form(&mut self, form: &Form, depth: usize) -> Option<Expression> {
         let selection = select(form, self.bases, self.tokens)?;
-        let factor = selection.uniform()?;
+        let factor = selection.factor;
         let whole = selection.run() == Some(0);
         let inside = if whole && depth < 16 { self.of_base(selection.base, depth + 1) } else { None };
         let expression = match inside {
@@ -150,10 +150,10 @@ fn closest(function: impl Fn(f64) -> f64) -> Option<Activation> {
     (distance < TOLERANCE).then_some(activation)
 }
 
-/// The elementwise function a base computes.
-pub(super) fn elementwise(bases: &Bases, base: BaseId, tokens: usize) -> Option<Elementwise> {
+/// The elementwise function that a base times `factor` computes.
+pub(super) fn elementwise(bases: &Bases, base: BaseId, factor: f64, tokens: usize) -> Option<Elementwise> {
     let mut builder = Builder { bases, tokens, leaves: vec![] };
-    let expression = builder.of_base(base, 0)?;
+    let expression = Expression::Times(factor, builder.of_base(base, 0)?.into());
     let mut leaves = builder.leaves.into_iter();
     match (leaves.next(), leaves.next(), leaves.next()) {
         (Some(x), None, _) => {
@@ -203,7 +203,7 @@ pub(super) fn norm(bases: &Bases, base: BaseId, tokens: usize) -> Option<Norm> {
     let expression = builder.of_scale(root)?;
     let [leaf] = builder.leaves.as_slice() else { return None };
     let Def::Mean { x: square } = &bases.get(leaf.base).def else { return None };
-    let (square_base, square_factor) = same_elements_or_copy(square)?;
+    let (square_base, square_factor) = same_elements(square)?;
     let squared = match &bases.get(square_base).def {
         Def::Unary { function: Unary::Pow(power), x } if *power == 2.0 => x,
         Def::Mul { a, b } if same_form(a, b) => a,
@@ -236,9 +236,7 @@ impl Builder<'_> {
         let (base, factor) = same_elements(form)?;
         let expression = match &self.bases.get(base).def {
             Def::Mean { .. } => {
-                let columns = vec![0];
-                let factors = super::columns::ColumnFactors::Uniform(1.0);
-                self.leaves.push(Selection { base, columns, factors });
+                self.leaves.push(Selection { base, columns: vec![0], factor: 1.0 });
                 Expression::Leaf(0)
             }
             Def::Unary { function, x } => Expression::Unary(*function, self.of_scale(x)?.into()),
@@ -253,10 +251,6 @@ impl Builder<'_> {
         };
         Some(if factor == 1.0 { expression } else { Expression::Times(factor, expression.into()) })
     }
-}
-
-fn same_elements_or_copy(form: &Form) -> Option<(BaseId, f64)> {
-    same_elements(form)
 }
 
 /// Two forms with the same elements and factors.

@@ -15,7 +15,7 @@ use super::form::{BaseId, Form};
 use super::interpret::Interpretation;
 use super::matrix::MatrixSource;
 use super::parts::Parts;
-use columns::{ColumnFactors, Selection, select};
+use columns::{Selection, select};
 use functions::Elementwise;
 use niwaki::graph::{Columns, KvLayer, Node, NormKind, Op, RopeTable};
 use std::collections::HashMap;
@@ -74,8 +74,8 @@ struct Projection<'a> {
     weight: &'a MatrixSource,
     /// Column `i` of the value is this row of the weight.
     rows: Vec<usize>,
-    /// Factor on the projection, before the bias.
-    factors: ColumnFactors,
+    /// Factor on each column, before the bias.
+    factors: Option<Vec<f64>>,
     bias: Option<Vec<f64>>,
 }
 
@@ -114,7 +114,11 @@ impl<'a> Matcher<'a> {
         Err(NotMatched { node: node.to_owned(), reason: reason.into() })
     }
 
+    /// The id of an operator on these inputs; an equal one is used again.
     fn push(&mut self, name: &str, op: Op, inputs: Vec<Columns>, width: usize) -> usize {
+        if let Some(held) = self.nodes.iter().position(|node| node.op == op && node.inputs == inputs) {
+            return held;
+        }
         self.nodes.push(Node { name: name.to_owned(), op, inputs, width });
         self.nodes.len() - 1
     }
@@ -136,22 +140,14 @@ impl<'a> Matcher<'a> {
         self.selected(&selection, reader)
     }
 
-    /// The columns a form stands for without its uniform factor, and that factor.
+    /// The columns a form stands for without its factor, and that factor.
     fn columns_and_factor(&mut self, form: &Form, reader: &str) -> Matched<(Columns, f64)> {
-        let mut selection = self.select(form, reader)?;
-        let foldable = !matches!(self.base(selection.base).def, Def::Embed { .. }) && !self.unscaled(selection.base);
-        match selection.uniform() {
-            Some(factor) if foldable => {
-                selection.factors = ColumnFactors::Uniform(1.0);
-                Ok((self.selected(&selection, reader)?, factor))
-            }
-            _ => Ok((self.selected(&selection, reader)?, 1.0)),
+        let selection = self.select(form, reader)?;
+        if matches!(self.base(selection.base).def, Def::Embed { .. }) {
+            return Ok((self.selected(&selection, reader)?, 1.0));
         }
-    }
-
-    /// A projection of integers whose scale the graph applies afterwards: the factor belongs to the weight.
-    fn unscaled(&self, base: BaseId) -> bool {
-        matches!(&self.base(base).def, Def::Linear { weight, .. } if weight.lacks_scale())
+        let factor = selection.factor;
+        Ok((self.selected(&Selection { factor: 1.0, ..selection }, reader)?, factor))
     }
 
     fn selected(&mut self, selection: &Selection, reader: &str) -> Matched<Columns> {
@@ -163,31 +159,25 @@ impl<'a> Matcher<'a> {
             return self.fail(reader, format!("it reads scattered columns of {}", base.node));
         };
         let width = selection.columns.len();
-        match &selection.factors {
-            ColumnFactors::Uniform(factor) if matches!(base.def, Def::Embed { .. }) => {
-                let node = self.value(selection.base, *factor)?;
-                Ok(Columns { node, offset, width })
+        // An embedding and a function can carry a factor themselves.
+        let inside = match &base.def {
+            Def::Embed { .. } => true,
+            Def::Mul { .. } | Def::Div { .. } | Def::Unary { .. } => {
+                selection.factor != 1.0
+                    && functions::elementwise(&self.near.bases, selection.base, selection.factor, self.tokens()).is_some()
             }
-            ColumnFactors::Uniform(factor) => {
-                let node = self.value(selection.base, 1.0)?;
-                let columns = Columns { node, offset, width };
-                if *factor == 1.0 {
-                    return Ok(columns);
-                }
-                let scaled = self.push(&base.node, Op::Scale { factor: *factor as f32 }, vec![columns], width);
-                Ok(self.whole(scaled))
-            }
-            ColumnFactors::Each(factors) => {
-                let node = self.norm_with(selection.base, Some(factors), None)?;
-                match node {
-                    Some(node) if offset == 0 && self.nodes[node].width == width => Ok(self.whole(node)),
-                    _ => self.fail(reader, format!("it scales the columns of {} one by one", base.node)),
-                }
-            }
+            _ => false,
+        };
+        let node = self.value(selection.base, if inside { selection.factor } else { 1.0 })?;
+        let columns = Columns { node, offset, width };
+        if inside || selection.factor == 1.0 {
+            return Ok(columns);
         }
+        let scaled = self.push(&base.node, Op::Scale { factor: selection.factor as f32 }, vec![columns], width);
+        Ok(self.whole(scaled))
     }
 
-    /// The node that computes a base's whole value, times `factor` (used for embeddings only).
+    /// The node that computes a base's whole value, times `factor` (1 but for embeddings and functions).
     fn value(&mut self, id: BaseId, factor: f64) -> Matched<usize> {
         if let Some(&node) = self.values.get(&(id, factor.to_bits())) {
             return Ok(node);
@@ -222,6 +212,18 @@ impl<'a> Matcher<'a> {
                 }
             }
             Def::AddKnown { x, known, table } => self.emit_known_sum(base, x, known, table.as_ref()),
+            Def::ScaleColumns { x, factors } => {
+                let selection = self.select(x, name)?;
+                let factors = self.per_column(base, factors).filter(|_| selection.run() == Some(0));
+                let Some(factors) = factors else {
+                    return self.fail(name, "it scales values token by token");
+                };
+                let factors: Vec<f64> = factors.iter().map(|factor| factor * selection.factor).collect();
+                match self.norm_with(selection.base, Some(&factors), None)? {
+                    Some(node) => Ok(node),
+                    None => self.fail(name, "it scales the columns of a value that is neither a projection nor a norm"),
+                }
+            }
             Def::Add { a, b } => {
                 let ((a, a_factor), (b, b_factor)) =
                     (self.columns_and_factor(a, name)?, self.columns_and_factor(b, name)?);
@@ -236,7 +238,7 @@ impl<'a> Matcher<'a> {
                 Ok(self.push(name, Op::Add { scale: scale as f32 }, vec![a, b], a.width))
             }
             Def::Mul { .. } | Def::Div { .. } | Def::Unary { .. } => {
-                match functions::elementwise(&self.near.bases, id, self.tokens()) {
+                match functions::elementwise(&self.near.bases, id, factor, self.tokens()) {
                     Some(function) => self.emit_function(name, function),
                     None => self.fail(name, "it is no known activation, gate or norm"),
                 }
@@ -299,11 +301,20 @@ impl<'a> Matcher<'a> {
         if let Some(bias) = self.per_column(base, known)
             && selection.run() == Some(0)
         {
-            let factors = match &selection.factors {
-                ColumnFactors::Uniform(factor) => vec![*factor; selection.columns.len()],
-                ColumnFactors::Each(factors) => factors.clone(),
+            let (norm, factors) = match &self.base(selection.base).def {
+                Def::ScaleColumns { x, factors } => {
+                    let inner = self.select(x, name)?;
+                    let factors = self.per_column(self.base(selection.base), factors);
+                    (inner, factors.map(|factors| factors.iter().map(|factor| factor * selection.factor).collect()))
+                }
+                _ => (selection.clone(), Some(vec![selection.factor; selection.columns.len()])),
             };
-            if let Some(node) = self.norm_with(selection.base, Some(&factors), Some(&bias))? {
+            let factors: Option<Vec<f64>> =
+                factors.map(|factors| factors.iter().map(|factor| factor * norm.factor).collect());
+            if norm.run() == Some(0)
+                && let Some(factors) = factors
+                && let Some(node) = self.norm_with(norm.base, Some(&factors), Some(&bias))?
+            {
                 return Ok(node);
             }
         }
@@ -369,40 +380,47 @@ impl<'a> Matcher<'a> {
     /// A selection as rows of a projection, when that is what it is.
     fn projection(&self, selection: &Selection) -> Option<Projection<'a>> {
         let base = self.base(selection.base);
+        if selection.factor != 1.0 {
+            return None;
+        }
         match &base.def {
-            Def::Linear { x, weight } => {
-                let fold = weight.lacks_scale() || !matches!(selection.factors, ColumnFactors::Uniform(_));
-                let plain = selection.factors == ColumnFactors::Uniform(1.0);
-                (fold || plain).then(|| Projection {
-                    x,
-                    node: &base.node,
-                    base: selection.base,
-                    weight,
-                    rows: selection.columns.clone(),
-                    factors: selection.factors.clone(),
-                    bias: None,
-                })
-            }
-            Def::AddKnown { x, known, table: None } if selection.factors == ColumnFactors::Uniform(1.0) => {
-                let bias = self.per_column(base, known)?;
+            Def::Linear { x, weight } => Some(Projection {
+                x,
+                node: &base.node,
+                base: selection.base,
+                weight,
+                rows: selection.columns.clone(),
+                factors: None,
+                bias: None,
+            }),
+            Def::AddKnown { x, known: own, table: None } | Def::ScaleColumns { x, factors: own } => {
+                let own = self.per_column(base, own)?;
+                let own: Vec<f64> = selection.columns.iter().map(|column| own[*column]).collect();
                 let inner = select(x, &self.near.bases, self.tokens())?;
-                let pick = |column: &usize| inner.columns[*column];
-                let factors = match &inner.factors {
-                    ColumnFactors::Uniform(factor) => ColumnFactors::Uniform(*factor),
-                    ColumnFactors::Each(each) => {
-                        ColumnFactors::Each(selection.columns.iter().map(|column| each[*column]).collect())
-                    }
-                };
-                let projection = self.projection(&Selection {
+                let factor = inner.factor;
+                let mut projection = self.projection(&Selection {
                     base: inner.base,
-                    columns: selection.columns.iter().map(pick).collect(),
-                    factors,
+                    columns: selection.columns.iter().map(|column| inner.columns[*column]).collect(),
+                    factor: 1.0,
                 })?;
-                let mut bias: Vec<f64> = selection.columns.iter().map(|column| bias[*column]).collect();
-                if let Some(held) = &projection.bias {
-                    bias.iter_mut().zip(held).for_each(|(bias, held)| *bias += held);
+                let scale = |values: &mut Option<Vec<f64>>, by: &dyn Fn(usize) -> f64, missing: Option<f64>| {
+                    if values.is_none() {
+                        *values = missing.map(|value| vec![value; own.len()]);
+                    }
+                    values.iter_mut().flatten().enumerate().for_each(|(i, value)| *value *= by(i));
+                };
+                if factor != 1.0 {
+                    scale(&mut projection.factors, &|_| factor, Some(1.0));
+                    scale(&mut projection.bias, &|_| factor, None);
                 }
-                Some(Projection { bias: Some(bias), ..projection })
+                if matches!(base.def, Def::ScaleColumns { .. }) {
+                    scale(&mut projection.factors, &|i| own[i], Some(1.0));
+                    scale(&mut projection.bias, &|i| own[i], None);
+                } else {
+                    let bias = projection.bias.get_or_insert_with(|| vec![0.0; own.len()]);
+                    bias.iter_mut().zip(&own).for_each(|(bias, own)| *bias += own);
+                }
+                Some(projection)
             }
             _ => None,
         }
@@ -410,11 +428,7 @@ impl<'a> Matcher<'a> {
 
     fn emit_projection(&mut self, projection: Projection<'a>) -> Matched<Columns> {
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect();
-        let factors: Option<Vec<f64>> = match &projection.factors {
-            ColumnFactors::Uniform(1.0) => None,
-            ColumnFactors::Uniform(factor) => Some(vec![*factor; projection.rows.len()]),
-            ColumnFactors::Each(factors) => Some(factors.clone()),
-        };
+        let factors = projection.factors;
         let key = ProjectionKey {
             base: projection.base,
             rows: projection.rows.clone(),
@@ -451,5 +465,5 @@ impl<'a> Matcher<'a> {
 
 /// The leaf of an expression: its factor is part of the expression already.
 fn unscaled(selection: Selection) -> Selection {
-    Selection { factors: ColumnFactors::Uniform(1.0), ..selection }
+    Selection { factor: 1.0, ..selection }
 }

@@ -20,7 +20,13 @@ fn unwrapped(angle: f64, expected: f64) -> f64 {
 /// Neighbouring tokens give a first estimate, later positions sharpen it. When the export holds a constant that
 /// explains the angles equally well, that constant is the answer, to the bit. `Err` when the angles are not
 /// proportional to the position.
-pub(super) fn frequencies(observed: &[Observed<'_>], constants: &[Rc<[f64]>]) -> Result<Vec<f32>, String> {
+pub(super) fn frequencies(
+    observed: &[Observed<'_>],
+    constants: &[Rc<[f64]>],
+    half_precision: bool,
+) -> Result<Vec<f32>, String> {
+    // An angle is as exact as the type it was computed in; f16 keeps 11 bits of it.
+    let rounding = if half_precision { 1e-3 } else { 1e-6 };
     let Some(first) = observed.first() else { return Err("no angle was observed".into()) };
     let pairs = first.angles.first().map_or(0, Vec::len);
     let mut estimates = Vec::with_capacity(pairs);
@@ -62,8 +68,7 @@ pub(super) fn frequencies(observed: &[Observed<'_>], constants: &[Rc<[f64]>]) ->
             for (pair, &angle) in angles.iter().enumerate() {
                 let expected = chosen[pair] * position;
                 let apart = (unwrapped(angle, expected) - expected).abs();
-                // f32 tables are off by the rounding of the angle, f16 tables by that of the cosine.
-                if apart > 3e-3 + expected.abs() * 1e-6 {
+                if apart > 3e-3 + expected.abs() * rounding {
                     return Err(format!(
                         "at position {position} pair {pair} turns by {angle:.5}, not by {expected:.5}: \
                          its angles are not proportional to the position"
@@ -93,7 +98,7 @@ mod tests {
         let (near, far) = (angles(&real, 7, 5), angles(&real, 900, 5));
         let observed =
             [Observed { first_position: 7, angles: &near }, Observed { first_position: 900, angles: &far }];
-        let found = frequencies(&observed, &[]).unwrap();
+        let found = frequencies(&observed, &[], false).unwrap();
         for (found, real) in found.iter().zip(real) {
             assert!((f64::from(*found) / real - 1.0).abs() < 1e-6);
         }
@@ -104,7 +109,7 @@ mod tests {
         let real: Rc<[f64]> = Rc::from([1.0, f64::from(0.1f32)]);
         let near = angles(&[1.0, 0.100_000_1], 3, 5);
         let observed = [Observed { first_position: 3, angles: &near }];
-        assert_eq!(frequencies(&observed, std::slice::from_ref(&real)).unwrap(), [1.0, 0.1]);
+        assert_eq!(frequencies(&observed, std::slice::from_ref(&real), false).unwrap(), [1.0, 0.1]);
     }
 
     #[test]
@@ -112,6 +117,6 @@ mod tests {
         let (near, far) = (angles(&[0.5], 7, 5), angles(&[0.4], 900, 5));
         let observed =
             [Observed { first_position: 7, angles: &near }, Observed { first_position: 900, angles: &far }];
-        assert!(frequencies(&observed, &[]).is_err());
+        assert!(frequencies(&observed, &[], false).is_err());
     }
 }

@@ -1,0 +1,242 @@
+//! An export folder: the ONNX file and what lies beside it.
+
+use crate::lower::ModelFacts;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file that is read, in bytes.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Largest tokenizer file that is read, in bytes.
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+
+/// What is wrong with an export folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// No model.
+    #[error("{} holds no ONNX model; give the folder or the .onnx file that an exporter wrote", .0.display())]
+    NoModel(PathBuf),
+    /// More than one candidate.
+    #[error("{} holds several ONNX models ({names}); give the one you mean as a file", folder.display())]
+    Ambiguous {
+        /// The folder.
+        folder: PathBuf,
+        /// The candidates.
+        names: String,
+    },
+    /// A file could not be read.
+    #[error("{} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is too large to be what its name says.
+    #[error("{} has {size_bytes} bytes, more than the {limit_bytes} that such a file may have", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A configuration file is not JSON.
+    #[error("{} is not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The files of one export.
+#[derive(Clone, Debug, Default)]
+pub struct Export {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// `config.json`, `Null` when absent.
+    pub config: Value,
+    /// `genai_config.json` of onnxruntime-genai, `Null` when absent.
+    pub genai_config: Value,
+    /// `generation_config.json`, `Null` when absent.
+    pub generation_config: Value,
+    /// `tokenizer_config.json`, `Null` when absent.
+    pub tokenizer_config: Value,
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Option<Vec<u8>>,
+    /// The chat template, from `chat_template.jinja` or the tokenizer's configuration.
+    pub chat_template: Option<String>,
+}
+
+impl Export {
+    /// Finds the files of an export: `path` is its folder or its ONNX file.
+    pub fn open(path: &Path) -> Result<Export, ExportError> {
+        let model = if path.is_dir() { find_model(path)? } else { path.to_owned() };
+        let mut folders = vec![model.parent().map(Path::to_owned).unwrap_or_default()];
+        // Some exporters put the graph into a subfolder and leave the tokenizer above it.
+        if path.is_dir() && folders[0] != path {
+            folders.push(path.to_owned());
+        }
+        let find = |name: &str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let json = |name: &str| find(name).map_or(Ok(Value::Null), |path| read_json(&path));
+        let tokenizer_config = json("tokenizer_config.json")?;
+        let tokenizer = match find("tokenizer.json") {
+            Some(path) => Some(read_bounded(&path, TOKENIZER_BYTES_MAX)?),
+            None => None,
+        };
+        let chat_template = match find("chat_template.jinja") {
+            Some(path) => {
+                let bytes = read_bounded(&path, CONFIG_BYTES_MAX)?;
+                Some(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            None => default_template(&tokenizer_config["chat_template"]),
+        };
+        Ok(Export {
+            model,
+            config: json("config.json")?,
+            genai_config: json("genai_config.json")?,
+            generation_config: json("generation_config.json")?,
+            tokenizer_config,
+            tokenizer,
+            chat_template,
+        })
+    }
+
+    /// What the configuration says about the model.
+    pub fn facts(&self) -> ModelFacts {
+        let text = match &self.config["text_config"] {
+            Value::Null => &self.config,
+            nested => nested,
+        };
+        let decoder = &self.genai_config["model"]["decoder"];
+        let size = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
+        let first = |names: &[&str]| names.iter().find_map(|name| size(&text[*name]));
+        let heads = first(&["num_attention_heads", "n_head"]).or(size(&decoder["num_attention_heads"]));
+        let hidden = first(&["hidden_size", "n_embd"]).or(size(&decoder["hidden_size"]));
+        let computed = hidden.zip(heads).and_then(|(hidden, heads)| hidden.checked_div(heads));
+        let mut sizes = std::collections::BTreeSet::new();
+        for value in [text, decoder] {
+            if let Value::Object(fields) = value {
+                sizes.extend(fields.values().filter_map(size));
+            }
+        }
+        let head_dim = first(&["head_dim"]).or(size(&decoder["head_size"])).or(computed);
+        if let (Some(heads), Some(head_dim)) = (heads, head_dim) {
+            sizes.extend([head_dim, head_dim / 2, heads * head_dim]);
+        }
+        ModelFacts {
+            context_tokens: first(&["max_position_embeddings", "n_positions", "n_ctx"])
+                .or(size(&self.genai_config["model"]["context_length"])),
+            kv_heads: first(&["num_key_value_heads"]).or(size(&decoder["num_key_value_heads"])).or(heads),
+            head_dim,
+            window: first(&["sliding_window"]).or(size(&decoder["sliding_window"]["window_size"])),
+            sizes,
+        }
+    }
+
+    /// Token ids that end a text, without repetition.
+    pub fn end_token_ids(&self) -> Vec<u32> {
+        let mut ids = vec![];
+        let sources = [
+            &self.generation_config["eos_token_id"],
+            &self.config["eos_token_id"],
+            &self.genai_config["model"]["eos_token_id"],
+        ];
+        for source in sources {
+            let found: Vec<u32> = match source {
+                Value::Array(values) => values.iter().filter_map(token_id).collect(),
+                value => token_id(value).into_iter().collect(),
+            };
+            for id in found {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+
+    /// The token id that begins a text.
+    pub fn begin_token_id(&self) -> Option<u32> {
+        [
+            &self.generation_config["bos_token_id"],
+            &self.config["bos_token_id"],
+            &self.genai_config["model"]["bos_token_id"],
+        ]
+        .into_iter()
+        .find_map(token_id)
+    }
+
+    /// The architecture's name.
+    pub fn architecture(&self) -> String {
+        let name = [&self.config["model_type"], &self.genai_config["model"]["type"]];
+        name.into_iter().find_map(Value::as_str).unwrap_or("unknown").to_owned()
+    }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// The template itself, or the one called "default" of a list of named ones.
+fn default_template(value: &Value) -> Option<String> {
+    match value {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(named) => named
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str())
+            .map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The decoder's ONNX file in a folder, or in its `onnx` subfolder.
+fn find_model(folder: &Path) -> Result<PathBuf, ExportError> {
+    const NAMES: [&str; 4] =
+        ["model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx", "decoder_model.onnx"];
+    for place in [folder.to_owned(), folder.join("onnx")] {
+        for name in NAMES {
+            let path = place.join(name);
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
+        let Ok(entries) = std::fs::read_dir(&place) else { continue };
+        let mut found: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "onnx"))
+            .collect();
+        found.sort();
+        match found.as_slice() {
+            [] => {}
+            [only] => return Ok(only.clone()),
+            several => {
+                let names: Vec<String> = several
+                    .iter()
+                    .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+                    .collect();
+                return Err(ExportError::Ambiguous { folder: place, names: names.join(", ") });
+            }
+        }
+    }
+    Err(ExportError::NoModel(folder.to_owned()))
+}
+
+fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, ExportError> {
+    let failed = |source| ExportError::Read { path: path.to_owned(), source };
+    let size_bytes = std::fs::metadata(path).map_err(failed)?.len();
+    if size_bytes > limit_bytes {
+        return Err(ExportError::TooLarge { path: path.to_owned(), size_bytes, limit_bytes });
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+fn read_json(path: &Path) -> Result<Value, ExportError> {
+    let bytes = read_bounded(path, CONFIG_BYTES_MAX)?;
+    serde_json::from_slice(&bytes).map_err(|source| ExportError::Json { path: path.to_owned(), source })
+}
