@@ -75,13 +75,22 @@ pub struct Export {
 impl Export {
     /// Finds the files of an export: `path` is its folder or its ONNX file.
     pub fn open(path: &Path) -> Result<Export, ExportError> {
-        let model = if path.is_dir() { find_model(path)? } else { path.to_owned() };
+        let model = if path.is_dir() {
+            find_model(path)?
+        } else {
+            path.to_owned()
+        };
         let mut folders = vec![model.parent().map(Path::to_owned).unwrap_or_default()];
         // Some exporters put the graph into a subfolder and leave the tokenizer above it.
         if path.is_dir() && folders[0] != path {
             folders.push(path.to_owned());
         }
-        let find = |name: &str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let find = |name: &str| {
+            folders
+                .iter()
+                .map(|folder| folder.join(name))
+                .find(|path| path.is_file())
+        };
         let json = |name: &str| find(name).map_or(Ok(Value::Null), |path| read_json(&path));
         let tokenizer_config = json("tokenizer_config.json")?;
         let tokenizer = match find("tokenizer.json") {
@@ -115,23 +124,30 @@ impl Export {
         let decoder = &self.genai_config["model"]["decoder"];
         let size = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
         let first = |names: &[&str]| names.iter().find_map(|name| size(&text[*name]));
-        let heads = first(&["num_attention_heads", "n_head"]).or(size(&decoder["num_attention_heads"]));
+        let heads =
+            first(&["num_attention_heads", "n_head"]).or(size(&decoder["num_attention_heads"]));
         let hidden = first(&["hidden_size", "n_embd"]).or(size(&decoder["hidden_size"]));
-        let computed = hidden.zip(heads).and_then(|(hidden, heads)| hidden.checked_div(heads));
+        let computed = hidden
+            .zip(heads)
+            .and_then(|(hidden, heads)| hidden.checked_div(heads));
         let mut sizes = std::collections::BTreeSet::new();
         for value in [text, decoder] {
             if let Value::Object(fields) = value {
                 sizes.extend(fields.values().filter_map(size));
             }
         }
-        let head_dim = first(&["head_dim"]).or(size(&decoder["head_size"])).or(computed);
+        let head_dim = first(&["head_dim"])
+            .or(size(&decoder["head_size"]))
+            .or(computed);
         if let (Some(heads), Some(head_dim)) = (heads, head_dim) {
             sizes.extend([head_dim, head_dim / 2, heads * head_dim]);
         }
         ModelFacts {
             context_tokens: first(&["max_position_embeddings", "n_positions", "n_ctx"])
                 .or(size(&self.genai_config["model"]["context_length"])),
-            kv_heads: first(&["num_key_value_heads"]).or(size(&decoder["num_key_value_heads"])).or(heads),
+            kv_heads: first(&["num_key_value_heads"])
+                .or(size(&decoder["num_key_value_heads"]))
+                .or(heads),
             head_dim,
             window: first(&["sliding_window"]).or(size(&decoder["sliding_window"]["window_size"])),
             sizes,
@@ -173,8 +189,14 @@ impl Export {
 
     /// The architecture's name.
     pub fn architecture(&self) -> String {
-        let name = [&self.config["model_type"], &self.genai_config["model"]["type"]];
-        name.into_iter().find_map(Value::as_str).unwrap_or("unknown").to_owned()
+        let name = [
+            &self.config["model_type"],
+            &self.genai_config["model"]["type"],
+        ];
+        name.into_iter()
+            .find_map(Value::as_str)
+            .unwrap_or("unknown")
+            .to_owned()
     }
 }
 
@@ -197,8 +219,12 @@ fn default_template(value: &Value) -> Option<String> {
 
 /// The decoder's ONNX file in a folder, or in its `onnx` subfolder.
 fn find_model(folder: &Path) -> Result<PathBuf, ExportError> {
-    const NAMES: [&str; 4] =
-        ["model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx", "decoder_model.onnx"];
+    const NAMES: [&str; 4] = [
+        "model.onnx",
+        "decoder_model_merged.onnx",
+        "decoder_with_past_model.onnx",
+        "decoder_model.onnx",
+    ];
     for place in [folder.to_owned(), folder.join("onnx")] {
         for name in NAMES {
             let path = place.join(name);
@@ -206,10 +232,15 @@ fn find_model(folder: &Path) -> Result<PathBuf, ExportError> {
                 return Ok(path);
             }
         }
-        let Ok(entries) = std::fs::read_dir(&place) else { continue };
+        let Ok(entries) = std::fs::read_dir(&place) else {
+            continue;
+        };
         let mut found: Vec<PathBuf> = entries
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "onnx"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "onnx")
+            })
             .collect();
         found.sort();
         match found.as_slice() {
@@ -218,9 +249,15 @@ fn find_model(folder: &Path) -> Result<PathBuf, ExportError> {
             several => {
                 let names: Vec<String> = several
                     .iter()
-                    .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+                    .filter_map(|path| {
+                        path.file_name()
+                            .map(|name| name.to_string_lossy().into_owned())
+                    })
                     .collect();
-                return Err(ExportError::Ambiguous { folder: place, names: names.join(", ") });
+                return Err(ExportError::Ambiguous {
+                    folder: place,
+                    names: names.join(", "),
+                });
             }
         }
     }
@@ -228,15 +265,25 @@ fn find_model(folder: &Path) -> Result<PathBuf, ExportError> {
 }
 
 fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, ExportError> {
-    let failed = |source| ExportError::Read { path: path.to_owned(), source };
+    let failed = |source| ExportError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let size_bytes = std::fs::metadata(path).map_err(failed)?.len();
     if size_bytes > limit_bytes {
-        return Err(ExportError::TooLarge { path: path.to_owned(), size_bytes, limit_bytes });
+        return Err(ExportError::TooLarge {
+            path: path.to_owned(),
+            size_bytes,
+            limit_bytes,
+        });
     }
     std::fs::read(path).map_err(failed)
 }
 
 fn read_json(path: &Path) -> Result<Value, ExportError> {
     let bytes = read_bounded(path, CONFIG_BYTES_MAX)?;
-    serde_json::from_slice(&bytes).map_err(|source| ExportError::Json { path: path.to_owned(), source })
+    serde_json::from_slice(&bytes).map_err(|source| ExportError::Json {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -27,7 +27,11 @@ pub(super) enum Def {
     /// `x W^T`, on the last axis.
     Linear { x: Form, weight: MatrixSource },
     /// Something plus a tensor that does not depend on activations: a bias, a mask, a position embedding, an epsilon.
-    AddKnown { x: Form, known: Rc<[f64]>, table: Option<TableRows> },
+    AddKnown {
+        x: Form,
+        known: Rc<[f64]>,
+        table: Option<TableRows>,
+    },
     /// Something whose columns are scaled one by one: a norm's weight, the scales of an integer projection.
     ScaleColumns { x: Form, factors: Rc<[f64]> },
     /// The sum of two different values.
@@ -148,7 +152,11 @@ pub(super) struct Bases(Vec<Base>);
 impl Bases {
     /// Adds a base and returns it as a form.
     pub(super) fn add(&mut self, node: &str, def: Def, shape: &[usize]) -> Form {
-        self.0.push(Base { node: node.to_owned(), def, shape: shape.to_vec() });
+        self.0.push(Base {
+            node: node.to_owned(),
+            def,
+            shape: shape.to_vec(),
+        });
         Form::identity(self.0.len() - 1, shape)
     }
 

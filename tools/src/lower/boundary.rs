@@ -24,18 +24,31 @@ enum Dimension {
 }
 
 fn dimensions(info: &ValueInfoProto) -> Option<Vec<Dimension>> {
-    let type_proto::Value::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()? else { return None };
-    let dims = tensor.shape.as_ref()?.dim.iter().map(|dim| match &dim.value {
-        Some(dimension::Value::DimValue(value)) if *value > 0 => Dimension::Fixed(*value as usize),
-        _ => Dimension::Named,
-    });
+    let type_proto::Value::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()? else {
+        return None;
+    };
+    let dims = tensor
+        .shape
+        .as_ref()?
+        .dim
+        .iter()
+        .map(|dim| match &dim.value {
+            Some(dimension::Value::DimValue(value)) if *value > 0 => {
+                Dimension::Fixed(*value as usize)
+            }
+            _ => Dimension::Named,
+        });
     Some(dims.collect())
 }
 
 impl Boundary {
     /// Reads the inputs and outputs of a graph. `head_dim` and `kv_heads` stand in for sizes that the export
     /// leaves open.
-    pub(super) fn of(model: &OnnxModel, kv_heads: Option<usize>, head_dim: Option<usize>) -> Result<Boundary, LowerError> {
+    pub(super) fn of(
+        model: &OnnxModel,
+        kv_heads: Option<usize>,
+        head_dim: Option<usize>,
+    ) -> Result<Boundary, LowerError> {
         let graph = model.graph();
         let mut boundary = Boundary::default();
         for info in &graph.input {
@@ -69,8 +82,14 @@ impl Boundary {
         if boundary.ids.is_empty() {
             return Err(LowerError::NoTokenIds);
         }
-        let logits = graph.output.iter().find(|output| output.name() == "logits").or_else(|| graph.output.first());
-        boundary.logits = logits.map(|output| output.name().to_owned()).ok_or(LowerError::NoLogits)?;
+        let logits = graph
+            .output
+            .iter()
+            .find(|output| output.name() == "logits")
+            .or_else(|| graph.output.first());
+        boundary.logits = logits
+            .map(|output| output.name().to_owned())
+            .ok_or(LowerError::NoLogits)?;
         Ok(boundary)
     }
 }

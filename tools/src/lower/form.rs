@@ -72,17 +72,26 @@ impl Form {
     /// The base itself, of shape `shape`.
     pub(super) fn identity(base: BaseId, shape: &[usize]) -> Form {
         let count = shape.iter().product::<usize>();
-        let elements = (0..count).map(|index| Element { base, index }.pack()).collect();
+        let elements = (0..count)
+            .map(|index| Element { base, index }.pack())
+            .collect();
         Form {
             shape: shape.to_vec(),
-            terms: vec![Term { elements, factors: Factors::Uniform(1.0) }],
+            terms: vec![Term {
+                elements,
+                factors: Factors::Uniform(1.0),
+            }],
             bases: BTreeSet::from([base]),
         }
     }
 
     /// A tensor of zeros.
     pub(super) fn zeros(shape: &[usize]) -> Form {
-        Form { shape: shape.to_vec(), terms: vec![], bases: BTreeSet::new() }
+        Form {
+            shape: shape.to_vec(),
+            terms: vec![],
+            bases: BTreeSet::new(),
+        }
     }
 
     /// No element is anything but zero.
@@ -103,7 +112,8 @@ impl Form {
     /// The summands of the element at `position`, zeros left out.
     pub(super) fn summands(&self, position: usize) -> impl Iterator<Item = (Element, f64)> + '_ {
         self.terms.iter().filter_map(move |term| {
-            Element::unpack(term.elements[position]).map(|element| (element, term.factors.at(position)))
+            Element::unpack(term.elements[position])
+                .map(|element| (element, term.factors.at(position)))
         })
     }
 
@@ -118,7 +128,10 @@ impl Form {
     pub(super) fn pick(&self, picks: &Picks) -> Form {
         let shape = picks.shape.clone();
         if self.terms.is_empty() {
-            return Form { shape, ..self.clone() };
+            return Form {
+                shape,
+                ..self.clone()
+            };
         }
         let positions = picks.positions();
         let terms = self
@@ -128,16 +141,25 @@ impl Form {
                 elements: positions.iter().map(|&from| term.elements[from]).collect(),
                 factors: match &term.factors {
                     Factors::Uniform(value) => Factors::Uniform(*value),
-                    Factors::Each(values) => Factors::Each(positions.iter().map(|&from| values[from]).collect()),
+                    Factors::Each(values) => {
+                        Factors::Each(positions.iter().map(|&from| values[from]).collect())
+                    }
                 },
             })
             .collect();
-        Form { shape, terms, bases: self.bases.clone() }
+        Form {
+            shape,
+            terms,
+            bases: self.bases.clone(),
+        }
     }
 
     /// The same elements in another shape of the same size.
     pub(super) fn reshape(&self, shape: Vec<usize>) -> Form {
-        Form { shape, ..self.clone() }
+        Form {
+            shape,
+            ..self.clone()
+        }
     }
 
     /// Every element times `factor`.
@@ -146,7 +168,9 @@ impl Form {
         for term in &mut scaled.terms {
             term.factors = match &term.factors {
                 Factors::Uniform(value) => Factors::Uniform(value * factor),
-                Factors::Each(values) => Factors::Each(values.iter().map(|value| value * factor).collect()),
+                Factors::Each(values) => {
+                    Factors::Each(values.iter().map(|value| value * factor).collect())
+                }
             };
         }
         scaled
@@ -161,7 +185,11 @@ impl Form {
         }
         let mut scaled = self.clone();
         for term in &mut scaled.terms {
-            let each = factors.iter().enumerate().map(|(i, factor)| factor * term.factors.at(i)).collect();
+            let each = factors
+                .iter()
+                .enumerate()
+                .map(|(i, factor)| factor * term.factors.at(i))
+                .collect();
             term.factors = Factors::Each(each);
         }
         scaled
@@ -204,13 +232,23 @@ impl Form {
                     }
                 }
             }
-            let uniform = factors.first().filter(|first| factors.iter().all(|f| f == *first)).copied();
+            let uniform = factors
+                .first()
+                .filter(|first| factors.iter().all(|f| f == *first))
+                .copied();
             terms.push(Term {
                 elements: elements.into(),
                 factors: uniform.map_or_else(|| Factors::Each(factors.into()), Factors::Uniform),
             });
         }
-        let bases = parts.iter().flat_map(|part| part.bases.iter().copied()).collect();
-        Form { shape, terms, bases }
+        let bases = parts
+            .iter()
+            .flat_map(|part| part.bases.iter().copied())
+            .collect();
+        Form {
+            shape,
+            terms,
+            bases,
+        }
     }
 }

@@ -34,7 +34,10 @@ pub(super) fn fuse_projections(nodes: &mut Vec<Node>, logits: &mut usize, parts:
         let mut group = vec![first];
         if first != *logits && uses(nodes, weight) == 1 {
             for other in first + 1..nodes.len() {
-                if let Op::Linear { weight: other_weight, .. } = nodes[other].op
+                if let Op::Linear {
+                    weight: other_weight,
+                    ..
+                } = nodes[other].op
                     && nodes[other].inputs[0] == input
                     && other != *logits
                     && uses(nodes, other_weight) == 1
@@ -60,7 +63,9 @@ fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
     let mut width = 0;
     let mut biased = false;
     for &id in group {
-        let Op::Linear { weight, bias: own } = nodes[id].op else { continue };
+        let Op::Linear { weight, bias: own } = nodes[id].op else {
+            continue;
+        };
         offsets.push(width);
         width += nodes[id].width;
         stack.append(&mut parts.matrices[weight].stack);
@@ -72,18 +77,37 @@ fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
             None => bias.resize(width, 0.0),
         }
     }
-    let name = group.iter().map(|&id| nodes[id].name.as_str()).collect::<Vec<_>>().join(" + ");
-    parts.matrices.push(Matrix { name: name.clone(), stack });
+    let name = group
+        .iter()
+        .map(|&id| nodes[id].name.as_str())
+        .collect::<Vec<_>>()
+        .join(" + ");
+    parts.matrices.push(Matrix {
+        name: name.clone(),
+        stack,
+    });
     let bias = biased.then(|| parts.vector(&format!("{name}/bias"), bias));
     let input = nodes[group[0]].inputs[0];
-    let op = Op::Linear { weight: parts.matrices.len() - 1, bias };
-    nodes[group[0]] = Node { name, op, inputs: vec![input], width };
+    let op = Op::Linear {
+        weight: parts.matrices.len() - 1,
+        bias,
+    };
+    nodes[group[0]] = Node {
+        name,
+        op,
+        inputs: vec![input],
+        width,
+    };
     for (&id, &offset) in group.iter().zip(&offsets) {
         for node in nodes.iter_mut() {
             for columns in &mut node.inputs {
                 if columns.node == id {
                     // The joined node comes first in the group, so its own readers move by offset 0.
-                    *columns = Columns { node: group[0], offset: columns.offset + offset, width: columns.width };
+                    *columns = Columns {
+                        node: group[0],
+                        offset: columns.offset + offset,
+                        width: columns.width,
+                    };
                 }
             }
         }
@@ -118,8 +142,11 @@ fn compact(nodes: &mut Vec<Node>, logits: &mut usize, parts: &mut Parts) {
     let mut vectors = vec![None; parts.vectors.len()];
     let mut new = Parts::default();
     for node in nodes {
-        let (matrix, vector_ids): (Option<&mut usize>, [Option<&mut usize>; 2]) = match &mut node.op {
-            Op::Embed { table, .. } | Op::PositionEmbed { table, .. } => (Some(table), [None, None]),
+        let (matrix, vector_ids): (Option<&mut usize>, [Option<&mut usize>; 2]) = match &mut node.op
+        {
+            Op::Embed { table, .. } | Op::PositionEmbed { table, .. } => {
+                (Some(table), [None, None])
+            }
             Op::Linear { weight, bias } => (Some(weight), [bias.as_mut(), None]),
             Op::Norm { weight, bias, .. } => (None, [weight.as_mut(), bias.as_mut()]),
             _ => continue,
@@ -142,7 +169,10 @@ fn compact(nodes: &mut Vec<Node>, logits: &mut usize, parts: &mut Parts) {
 
 /// After the last attention a row's values depend on that row alone: there only the rows asked for go on.
 pub(super) fn keep_last_rows(nodes: &mut Vec<Node>, logits: &mut usize) {
-    let after = nodes.iter().rposition(|node| matches!(node.op, Op::Attention { .. })).map_or(0, |last| last + 1);
+    let after = nodes
+        .iter()
+        .rposition(|node| matches!(node.op, Op::Attention { .. }))
+        .map_or(0, |last| last + 1);
     let mut result: Vec<Node> = nodes[..after].to_vec();
     let mut ids: Vec<usize> = (0..after).collect();
     let mut kept: Vec<(Columns, usize)> = vec![];
@@ -153,14 +183,26 @@ pub(super) fn keep_last_rows(nodes: &mut Vec<Node>, logits: &mut usize) {
                 columns.node = ids[columns.node];
                 continue;
             }
-            let held = kept.iter().find(|(from, _)| from == columns).map(|(_, id)| *id);
+            let held = kept
+                .iter()
+                .find(|(from, _)| from == columns)
+                .map(|(_, id)| *id);
             let id = held.unwrap_or_else(|| {
                 let name = format!("{}/last_rows", nodes[columns.node].name);
-                result.push(Node { name, op: Op::LastRows, inputs: vec![*columns], width: columns.width });
+                result.push(Node {
+                    name,
+                    op: Op::LastRows,
+                    inputs: vec![*columns],
+                    width: columns.width,
+                });
                 kept.push((*columns, result.len() - 1));
                 result.len() - 1
             });
-            *columns = Columns { node: id, offset: 0, width: columns.width };
+            *columns = Columns {
+                node: id,
+                offset: 0,
+                width: columns.width,
+            };
         }
         ids.push(result.len());
         result.push(node);

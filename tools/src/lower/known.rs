@@ -14,11 +14,15 @@ impl Known {
     }
 
     pub(super) fn from_i64(shape: &[usize], values: &[i64]) -> Result<Known, LowerError> {
-        Ok(Known::new(Tensor::from_shape(shape, values).map_err(LowerError::tensor)?))
+        Ok(Known::new(
+            Tensor::from_shape(shape, values).map_err(LowerError::tensor)?,
+        ))
     }
 
     pub(super) fn from_f32(shape: &[usize], values: &[f32]) -> Result<Known, LowerError> {
-        Ok(Known::new(Tensor::from_shape(shape, values).map_err(LowerError::tensor)?))
+        Ok(Known::new(
+            Tensor::from_shape(shape, values).map_err(LowerError::tensor)?,
+        ))
     }
 
     pub(super) fn tensor(&self) -> &Tensor {
@@ -37,19 +41,28 @@ impl Known {
     pub(super) fn f64s(&self) -> Result<Vec<f64>, LowerError> {
         let cast = self.0.cast_to::<f64>().map_err(LowerError::tensor)?;
         let plain = cast.try_as_plain_ram().map_err(LowerError::tensor)?;
-        Ok(plain.as_slice::<f64>().map_err(LowerError::tensor)?.to_vec())
+        Ok(plain
+            .as_slice::<f64>()
+            .map_err(LowerError::tensor)?
+            .to_vec())
     }
 
     /// The values as `i64`.
     pub(super) fn i64s(&self) -> Result<Vec<i64>, LowerError> {
         let cast = self.0.cast_to::<i64>().map_err(LowerError::tensor)?;
         let plain = cast.try_as_plain_ram().map_err(LowerError::tensor)?;
-        Ok(plain.as_slice::<i64>().map_err(LowerError::tensor)?.to_vec())
+        Ok(plain
+            .as_slice::<i64>()
+            .map_err(LowerError::tensor)?
+            .to_vec())
     }
 
     /// The value, when all elements are the same number.
     pub(super) fn uniform(&self) -> Result<Option<f64>, LowerError> {
         let values = self.f64s()?;
-        Ok(values.first().copied().filter(|first| values.iter().all(|value| value == first)))
+        Ok(values
+            .first()
+            .copied()
+            .filter(|first| values.iter().all(|value| value == first)))
     }
 }

@@ -31,7 +31,10 @@ pub(super) struct Picks {
 #[derive(Clone, Debug, PartialEq)]
 enum From {
     /// Axis `a` of the result advances by `steps[a]` in the source.
-    Walk { start: isize, steps: Vec<isize> },
+    Walk {
+        start: isize,
+        steps: Vec<isize>,
+    },
     Listed(Vec<usize>),
 }
 
@@ -73,7 +76,10 @@ pub(super) fn transpose(shape: &[usize], order: &[usize]) -> Picks {
     let strides = strides(shape);
     Picks {
         shape: order.iter().map(|&axis| shape[axis]).collect(),
-        from: From::Walk { start: 0, steps: order.iter().map(|&axis| strides[axis] as isize).collect() },
+        from: From::Walk {
+            start: 0,
+            steps: order.iter().map(|&axis| strides[axis] as isize).collect(),
+        },
     }
 }
 
@@ -86,15 +92,27 @@ pub(super) fn slice(
     step: i64,
 ) -> Option<Picks> {
     let size = shape[axis] as i64;
-    let wrap = |value: i64| if value < 0 { value.saturating_add(size) } else { value };
+    let wrap = |value: i64| {
+        if value < 0 {
+            value.saturating_add(size)
+        } else {
+            value
+        }
+    };
     let (start, count) = match step {
         0 => return None,
         1.. => {
             let (start, end) = (wrap(start).clamp(0, size), wrap(end).clamp(0, size));
-            (start, (end - start).max(0).div_euclid(step) + i64::from((end - start).max(0) % step != 0))
+            (
+                start,
+                (end - start).max(0).div_euclid(step) + i64::from((end - start).max(0) % step != 0),
+            )
         }
         _ => {
-            let (start, end) = (wrap(start).clamp(0, size - 1), wrap(end).clamp(-1, size - 1));
+            let (start, end) = (
+                wrap(start).clamp(0, size - 1),
+                wrap(end).clamp(-1, size - 1),
+            );
             let span = (start - end).max(0);
             (start, span / -step + i64::from(span % -step != 0))
         }
@@ -105,14 +123,19 @@ pub(super) fn slice(
     let mut steps: Vec<isize> = strides.iter().map(|&stride| stride as isize).collect();
     steps[axis] *= step as isize;
     let start = start as isize * strides[axis] as isize;
-    Some(Picks { shape: result, from: From::Walk { start, steps } })
+    Some(Picks {
+        shape: result,
+        from: From::Walk { start, steps },
+    })
 }
 
 /// Numpy broadcasting of two shapes.
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |shape: &[usize], axis: usize| {
-        (axis + shape.len()).checked_sub(rank).map_or(1, |axis| shape[axis])
+        (axis + shape.len())
+            .checked_sub(rank)
+            .map_or(1, |axis| shape[axis])
     };
     (0..rank)
         .map(|axis| match (at(a, axis), at(b, axis)) {
@@ -134,7 +157,10 @@ pub(super) fn expand(shape: &[usize], result: &[usize]) -> Picks {
             _ => 0,
         })
         .collect();
-    Picks { shape: result.to_vec(), from: From::Walk { start: 0, steps } }
+    Picks {
+        shape: result.to_vec(),
+        from: From::Walk { start: 0, steps },
+    }
 }
 
 /// `Gather` with known indices along `axis`.
@@ -162,7 +188,10 @@ pub(super) fn gather(
         }
     }
     let shape = [&shape[..axis], indices_shape, &shape[axis + 1..]].concat();
-    Some(Picks { shape, from: From::Listed(picks) })
+    Some(Picks {
+        shape,
+        from: From::Listed(picks),
+    })
 }
 
 /// The shape `Reshape` asks for: 0 copies a dimension, -1 is what is left.
@@ -198,25 +227,43 @@ mod tests {
 
     #[test]
     fn transpose_reads_columns() {
-        assert_eq!(parts(transpose(&[2, 3], &[1, 0])), (vec![3, 2], vec![0, 3, 1, 4, 2, 5]));
+        assert_eq!(
+            parts(transpose(&[2, 3], &[1, 0])),
+            (vec![3, 2], vec![0, 3, 1, 4, 2, 5])
+        );
     }
 
     #[test]
     fn slice_clamps_and_steps_back() {
-        assert_eq!(slice(&[4], 0, 1, i64::MAX, 2).map(parts), Some((vec![2], vec![1, 3])));
-        assert_eq!(slice(&[4], 0, -1, i64::MIN, -1).map(parts), Some((vec![4], vec![3, 2, 1, 0])));
-        assert_eq!(slice(&[2, 3], 1, -1, 3, 1).map(parts), Some((vec![2, 1], vec![2, 5])));
+        assert_eq!(
+            slice(&[4], 0, 1, i64::MAX, 2).map(parts),
+            Some((vec![2], vec![1, 3]))
+        );
+        assert_eq!(
+            slice(&[4], 0, -1, i64::MIN, -1).map(parts),
+            Some((vec![4], vec![3, 2, 1, 0]))
+        );
+        assert_eq!(
+            slice(&[2, 3], 1, -1, 3, 1).map(parts),
+            Some((vec![2, 1], vec![2, 5]))
+        );
         assert_eq!(slice(&[4], 0, 0, 4, 0), None);
     }
 
     #[test]
     fn expand_repeats_ones() {
-        assert_eq!(expand(&[2, 1], &[2, 2, 2]).positions(), vec![0, 0, 1, 1, 0, 0, 1, 1]);
+        assert_eq!(
+            expand(&[2, 1], &[2, 2, 2]).positions(),
+            vec![0, 0, 1, 1, 0, 0, 1, 1]
+        );
     }
 
     #[test]
     fn gather_refuses_an_index_outside() {
-        assert_eq!(gather(&[3, 2], 0, &[-1, 0], &[2]).map(parts), Some((vec![2, 2], vec![4, 5, 0, 1])));
+        assert_eq!(
+            gather(&[3, 2], 0, &[-1, 0], &[2]).map(parts),
+            Some((vec![2, 2], vec![4, 5, 0, 1]))
+        );
         assert_eq!(gather(&[3, 2], 0, &[3], &[1]), None);
     }
 

@@ -19,7 +19,11 @@ pub struct MatrixSource {
 #[derive(Clone, Debug)]
 enum Content {
     Real(Reals),
-    Quantized { codes: Codes, zero: Zero, scale: Reals },
+    Quantized {
+        codes: Codes,
+        zero: Zero,
+        scale: Reals,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -41,12 +45,22 @@ pub(super) struct Grid {
 impl Grid {
     /// One element for each place of a row-major matrix with `cols` columns.
     pub(super) fn dense(cols: usize) -> Grid {
-        Grid { row_stride: cols, col_stride: 1, row_block: 1, col_block: 1 }
+        Grid {
+            row_stride: cols,
+            col_stride: 1,
+            row_block: 1,
+            col_block: 1,
+        }
     }
 
     /// One element for all.
     pub(super) fn scalar() -> Grid {
-        Grid { row_stride: 0, col_stride: 0, row_block: 1, col_block: 1 }
+        Grid {
+            row_stride: 0,
+            col_stride: 0,
+            row_block: 1,
+            col_block: 1,
+        }
     }
 
     fn transposed(self) -> Grid {
@@ -64,7 +78,11 @@ impl Grid {
 
     /// Columns that share an element: usize::MAX when all of a row do.
     fn shared_cols(self) -> usize {
-        if self.col_stride == 0 { usize::MAX } else { self.col_block }
+        if self.col_stride == 0 {
+            usize::MAX
+        } else {
+            self.col_block
+        }
     }
 }
 
@@ -94,7 +112,11 @@ impl Reals {
             DataType::Double => RealKind::F64,
             _ => return None,
         };
-        fits(grid, rows, cols, view.elements()).then(|| Reals { bytes: view.data.clone(), kind, grid })
+        fits(grid, rows, cols, view.elements()).then(|| Reals {
+            bytes: view.data.clone(),
+            kind,
+            grid,
+        })
     }
 
     fn at(&self, row: usize, col: usize) -> f32 {
@@ -126,16 +148,33 @@ pub(super) struct Codes {
 
 impl Codes {
     /// Codes of `bits` bits over raw bytes; `None` when `grid` can reach outside of them.
-    pub(super) fn new(bytes: &Bytes, bits: u32, signed: bool, grid: Grid, rows: usize, cols: usize) -> Option<Codes> {
+    pub(super) fn new(
+        bytes: &Bytes,
+        bits: u32,
+        signed: bool,
+        grid: Grid,
+        rows: usize,
+        cols: usize,
+    ) -> Option<Codes> {
         if !matches!(bits, 2 | 4 | 8) {
             return None;
         }
         let held = bytes.len().checked_mul(8 / bits as usize)?;
-        fits(grid, rows, cols, held).then(|| Codes { bytes: bytes.clone(), bits, signed, grid })
+        fits(grid, rows, cols, held).then(|| Codes {
+            bytes: bytes.clone(),
+            bits,
+            signed,
+            grid,
+        })
     }
 
     /// The codes of an integer tensor, by its element type.
-    pub(super) fn of_tensor(view: &TensorView, grid: Grid, rows: usize, cols: usize) -> Option<Codes> {
+    pub(super) fn of_tensor(
+        view: &TensorView,
+        grid: Grid,
+        rows: usize,
+        cols: usize,
+    ) -> Option<Codes> {
         let (bits, signed) = match view.data_type {
             DataType::Int8 => (8, true),
             DataType::Uint8 => (8, false),
@@ -163,8 +202,12 @@ impl Codes {
 }
 
 fn fits(grid: Grid, rows: usize, cols: usize, held: usize) -> bool {
-    let Some(rows) = rows.checked_sub(1) else { return true };
-    let Some(cols) = cols.checked_sub(1) else { return true };
+    let Some(rows) = rows.checked_sub(1) else {
+        return true;
+    };
+    let Some(cols) = cols.checked_sub(1) else {
+        return true;
+    };
     let last = (rows / grid.row_block)
         .checked_mul(grid.row_stride)
         .zip((cols / grid.col_block).checked_mul(grid.col_stride))
@@ -176,7 +219,11 @@ fn fits(grid: Grid, rows: usize, cols: usize, held: usize) -> bool {
 #[derive(Debug)]
 pub enum RowsOut {
     /// Codes, `[rows, cols]`, scales and zero points, `[rows, blocks]`, all row-major.
-    Quantized { codes: Vec<i8>, scales: Vec<f32>, zero_points: Option<Vec<i8>> },
+    Quantized {
+        codes: Vec<i8>,
+        scales: Vec<f32>,
+        zero_points: Option<Vec<i8>>,
+    },
     /// Values, `[rows, cols]`, row-major.
     Real(Vec<f32>),
 }
@@ -184,32 +231,63 @@ pub enum RowsOut {
 impl MatrixSource {
     /// A float matrix, two-dimensional, row-major.
     pub(super) fn real(view: &TensorView) -> Option<MatrixSource> {
-        let &[rows, cols] = view.dims.as_slice() else { return None };
+        let &[rows, cols] = view.dims.as_slice() else {
+            return None;
+        };
         let content = Content::Real(Reals::new(view, Grid::dense(cols), rows, cols)?);
-        Some(MatrixSource { rows, cols, content, row_picks: None, row_factors: None })
+        Some(MatrixSource {
+            rows,
+            cols,
+            content,
+            row_picks: None,
+            row_factors: None,
+        })
     }
 
     /// `(codes - zero) * scale`.
-    pub(super) fn quantized(rows: usize, cols: usize, codes: Codes, zero: ZeroPoints, scale: Reals) -> MatrixSource {
+    pub(super) fn quantized(
+        rows: usize,
+        cols: usize,
+        codes: Codes,
+        zero: ZeroPoints,
+        scale: Reals,
+    ) -> MatrixSource {
         let zero = match zero {
             ZeroPoints::Constant(value) => Zero::Constant(value),
             ZeroPoints::Codes(codes) => Zero::Codes(codes),
             ZeroPoints::Real(reals) => Zero::Real(reals),
         };
         let content = Content::Quantized { codes, zero, scale };
-        MatrixSource { rows, cols, content, row_picks: None, row_factors: None }
+        MatrixSource {
+            rows,
+            cols,
+            content,
+            row_picks: None,
+            row_factors: None,
+        }
     }
 
     /// `codes - zero`, an integer matrix whose scale the graph applies later.
-    pub(super) fn integers(rows: usize, cols: usize, codes: Codes, zero: ZeroPoints) -> MatrixSource {
+    pub(super) fn integers(
+        rows: usize,
+        cols: usize,
+        codes: Codes,
+        zero: ZeroPoints,
+    ) -> MatrixSource {
         let one = Bytes::from_static(&[0, 0, 0x80, 0x3f]);
-        let scale = Reals { bytes: one, kind: RealKind::F32, grid: Grid::scalar() };
+        let scale = Reals {
+            bytes: one,
+            kind: RealKind::F32,
+            grid: Grid::scalar(),
+        };
         MatrixSource::quantized(rows, cols, codes, zero, scale)
     }
 
     /// Number of rows: output channels, or tokens of an embedding.
     pub fn rows(&self) -> usize {
-        self.row_picks.as_ref().map_or(self.rows, |picks| picks.len())
+        self.row_picks
+            .as_ref()
+            .map_or(self.rows, |picks| picks.len())
     }
 
     /// Number of columns: input channels.
@@ -224,32 +302,61 @@ impl MatrixSource {
 
     /// A small float matrix that was computed, not stored.
     pub(super) fn of_values(rows: usize, cols: usize, values: &[f32]) -> MatrixSource {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let content =
-            Content::Real(Reals { bytes: bytes.into(), kind: RealKind::F32, grid: Grid::dense(cols) });
-        MatrixSource { rows, cols, content, row_picks: None, row_factors: None }
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let content = Content::Real(Reals {
+            bytes: bytes.into(),
+            kind: RealKind::F32,
+            grid: Grid::dense(cols),
+        });
+        MatrixSource {
+            rows,
+            cols,
+            content,
+            row_picks: None,
+            row_factors: None,
+        }
     }
 
     /// Whether both hold the same values: an embedding that also is the output projection.
     pub fn same_values(&self, other: &MatrixSource) -> bool {
-        if self.rows() != other.rows() || self.cols != other.cols || self.is_quantized() != other.is_quantized() {
+        if self.rows() != other.rows()
+            || self.cols != other.cols
+            || self.is_quantized() != other.is_quantized()
+        {
             return false;
         }
-        let same = |row: usize, col: usize| self.value(row, col).to_bits() == other.value(row, col).to_bits();
+        let same = |row: usize, col: usize| {
+            self.value(row, col).to_bits() == other.value(row, col).to_bits()
+        };
         // A few scattered places settle nearly every pair of different matrices without reading them.
         let scattered = (0..64usize).all(|i| {
-            self.rows() == 0 || self.cols == 0 || same(i * 7919 % self.rows(), i * 104_729 % self.cols)
+            self.rows() == 0
+                || self.cols == 0
+                || same(i * 7919 % self.rows(), i * 104_729 % self.cols)
         });
         scattered && (0..self.rows()).all(|row| (0..self.cols).all(|col| same(row, col)))
     }
 
     /// Rows and columns exchanged. Only before rows are picked or scaled.
     pub(super) fn transposed(&self) -> MatrixSource {
-        let reals = |reals: &Reals| Reals { grid: reals.grid.transposed(), ..reals.clone() };
-        let codes = |codes: &Codes| Codes { grid: codes.grid.transposed(), ..codes.clone() };
+        let reals = |reals: &Reals| Reals {
+            grid: reals.grid.transposed(),
+            ..reals.clone()
+        };
+        let codes = |codes: &Codes| Codes {
+            grid: codes.grid.transposed(),
+            ..codes.clone()
+        };
         let content = match &self.content {
             Content::Real(values) => Content::Real(reals(values)),
-            Content::Quantized { codes: held, zero, scale } => Content::Quantized {
+            Content::Quantized {
+                codes: held,
+                zero,
+                scale,
+            } => Content::Quantized {
                 codes: codes(held),
                 zero: match zero {
                     Zero::Constant(value) => Zero::Constant(*value),
@@ -260,16 +367,40 @@ impl MatrixSource {
             },
         };
         debug_assert!(self.row_picks.is_none() && self.row_factors.is_none());
-        MatrixSource { rows: self.cols, cols: self.rows, content, row_picks: None, row_factors: None }
+        MatrixSource {
+            rows: self.cols,
+            cols: self.rows,
+            content,
+            row_picks: None,
+            row_factors: None,
+        }
     }
 
     /// Replaces a per-tensor scale and zero point: what `DequantizeLinear` after a `Gather` does.
     pub(super) fn rescaled(&self, scale: f32, zero_point: i32) -> Option<MatrixSource> {
-        let Content::Quantized { codes, zero: Zero::Constant(0), .. } = &self.content else { return None };
+        let Content::Quantized {
+            codes,
+            zero: Zero::Constant(0),
+            ..
+        } = &self.content
+        else {
+            return None;
+        };
         let bytes = Bytes::copy_from_slice(&scale.to_le_bytes());
-        let scale = Reals { bytes, kind: RealKind::F32, grid: Grid::scalar() };
-        let content = Content::Quantized { codes: codes.clone(), zero: Zero::Constant(zero_point), scale };
-        Some(MatrixSource { content, ..self.clone() })
+        let scale = Reals {
+            bytes,
+            kind: RealKind::F32,
+            grid: Grid::scalar(),
+        };
+        let content = Content::Quantized {
+            codes: codes.clone(),
+            zero: Zero::Constant(zero_point),
+            scale,
+        };
+        Some(MatrixSource {
+            content,
+            ..self.clone()
+        })
     }
 
     /// The rows `picks`, in that order, the i-th times `factors[i]`.
@@ -281,16 +412,25 @@ impl MatrixSource {
                 picks
                     .iter()
                     .enumerate()
-                    .map(|(i, &row)| held.as_ref().map_or(1.0, |held| held[row]) * new.map_or(1.0, |new| new[i]))
+                    .map(|(i, &row)| {
+                        held.as_ref().map_or(1.0, |held| held[row]) * new.map_or(1.0, |new| new[i])
+                    })
                     .collect(),
             ),
         };
         let row_picks = Some(picks.iter().map(|&row| through(row)).collect());
-        MatrixSource { row_picks, row_factors, ..self.clone() }
+        MatrixSource {
+            row_picks,
+            row_factors,
+            ..self.clone()
+        }
     }
 
     fn value(&self, row: usize, col: usize) -> f32 {
-        let factor = self.row_factors.as_ref().map_or(1.0, |factors| factors[row]);
+        let factor = self
+            .row_factors
+            .as_ref()
+            .map_or(1.0, |factors| factors[row]);
         let row = self.row_picks.as_ref().map_or(row, |picks| picks[row]);
         let value = match &self.content {
             Content::Real(values) => values.at(row, col),
@@ -304,7 +444,11 @@ impl MatrixSource {
                 centred * scale.at(row, col)
             }
         };
-        if self.row_factors.is_some() { value * factor } else { value }
+        if self.row_factors.is_some() {
+            value * factor
+        } else {
+            value
+        }
     }
 
     /// One row as numbers.
@@ -337,10 +481,19 @@ impl MatrixSource {
         let block = match shared {
             cols if cols >= self.cols || cols.is_multiple_of(32) => 32,
             16 => 16,
-            _ => return (MatrixFormat::F32, Some("its blocks along the input are not a multiple of 16")),
+            _ => {
+                return (
+                    MatrixFormat::F32,
+                    Some("its blocks along the input are not a multiple of 16"),
+                );
+            }
         };
         let (mut narrow, mut centred, mut bits4) = (true, true, true);
-        let (low, high) = if codes.bits == 8 { (-128, 127) } else { (-8, 7) };
+        let (low, high) = if codes.bits == 8 {
+            (-128, 127)
+        } else {
+            (-8, 7)
+        };
         for row in 0..self.rows() {
             let from = self.row_picks.as_ref().map_or(row, |picks| picks[row]);
             for start in (0..self.cols).step_by(block) {
@@ -354,13 +507,32 @@ impl MatrixSource {
                 }
             }
         }
-        let element = if codes.bits <= 4 || (bits4 && codes.bits < 8) { Element::Int4 } else { Element::Int8 };
-        let scale = if narrow { ScaleType::F16 } else { ScaleType::F32 };
-        (MatrixFormat { element, block, scale, zero_points: !centred }, None)
+        let element = if codes.bits <= 4 || (bits4 && codes.bits < 8) {
+            Element::Int4
+        } else {
+            Element::Int8
+        };
+        let scale = if narrow {
+            ScaleType::F16
+        } else {
+            ScaleType::F32
+        };
+        (
+            MatrixFormat {
+                element,
+                block,
+                scale,
+                zero_points: !centred,
+            },
+            None,
+        )
     }
 
     fn block_scale(&self, scale: &Reals, row: usize, from: usize, col: usize) -> f32 {
-        let factor = self.row_factors.as_ref().map_or(1.0, |factors| factors[row]);
+        let factor = self
+            .row_factors
+            .as_ref()
+            .map_or(1.0, |factors| factors[row]);
         scale.at(from, col) * factor
     }
 
@@ -398,7 +570,11 @@ impl MatrixSource {
             }
         }
         let zero_points = format.zero_points.then_some(out_zeros);
-        RowsOut::Quantized { codes: out_codes, scales: out_scales, zero_points }
+        RowsOut::Quantized {
+            codes: out_codes,
+            scales: out_scales,
+            zero_points,
+        }
     }
 }
 

@@ -75,7 +75,9 @@ pub enum LowerError {
     #[error("the ONNX file cannot be read")]
     Onnx(#[from] OnnxError),
     /// A node reads a name that nothing defines.
-    #[error("the graph reads `{name}`, which neither a node nor an input nor an initializer defines; export it again")]
+    #[error(
+        "the graph reads `{name}`, which neither a node nor an input nor an initializer defines; export it again"
+    )]
     Undefined {
         /// The name.
         name: String,
@@ -135,12 +137,22 @@ pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerErro
     let near_run = Interpreter::run(model, &boundary, near)?;
     let mut notes = near_run.notes.clone();
     let context_tokens = facts.context_tokens.unwrap_or(2048);
-    let wanted = facts.window.map_or(FAR_PAST, |window| window.saturating_add(2).max(FAR_PAST));
-    let past = wanted.min(FAR_PAST_MAX).min(context_tokens.saturating_sub(near.tokens + 1));
+    let wanted = facts
+        .window
+        .map_or(FAR_PAST, |window| window.saturating_add(2).max(FAR_PAST));
+    let past = wanted
+        .min(FAR_PAST_MAX)
+        .min(context_tokens.saturating_sub(near.tokens + 1));
     if wanted > past && facts.window.is_some_and(|window| window < context_tokens) {
-        notes.push(format!("windows longer than {past} tokens were not looked for"));
+        notes.push(format!(
+            "windows longer than {past} tokens were not looked for"
+        ));
     }
-    let far = Lengths { past, track_past: false, ..near };
+    let far = Lengths {
+        past,
+        track_past: false,
+        ..near
+    };
     let far_run = if boundary.past.is_empty() || past <= near.past {
         None
     } else {
@@ -158,32 +170,73 @@ pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerErro
                     reason: obstacle.reason.clone(),
                 })
                 .collect();
-            left.push(LeftOver { node: failure.node, operator: None, reason: failure.reason });
+            left.push(LeftOver {
+                node: failure.node,
+                operator: None,
+                reason: failure.reason,
+            });
             return Err(LowerError::NotLowered(left));
         }
     };
-    let last_token_only =
-        near_run.logits.as_ref().is_some_and(|logits| !logits.shape.contains(&near.tokens));
-    let recognise::Recognised { mut nodes, layers, ropes, mut logits, vocabulary, mut parts } = recognised;
+    let last_token_only = near_run
+        .logits
+        .as_ref()
+        .is_some_and(|logits| !logits.shape.contains(&near.tokens));
+    let recognise::Recognised {
+        mut nodes,
+        layers,
+        ropes,
+        mut logits,
+        vocabulary,
+        mut parts,
+    } = recognised;
     fuse::fuse_projections(&mut nodes, &mut logits, &mut parts);
     fuse::keep_last_rows(&mut nodes, &mut logits);
-    let graph = Graph { vocabulary, context_tokens, layers, ropes, nodes, logits };
-    Ok(Lowered { graph, parts, notes, last_token_only })
+    let graph = Graph {
+        vocabulary,
+        context_tokens,
+        layers,
+        ropes,
+        nodes,
+        logits,
+    };
+    Ok(Lowered {
+        graph,
+        parts,
+        notes,
+        last_token_only,
+    })
 }
 
 /// Lengths that no size of the model equals, so that an axis of tokens can be told by its length.
 fn probe_lengths(model: &OnnxModel, facts: &ModelFacts, boundary: &Boundary) -> Lengths {
     let mut taken: BTreeSet<usize> = facts.sizes.clone();
     for tensor in &model.graph().initializer {
-        taken.extend(tensor.dims.iter().filter_map(|dim| usize::try_from(*dim).ok()));
+        taken.extend(
+            tensor
+                .dims
+                .iter()
+                .filter_map(|dim| usize::try_from(*dim).ok()),
+        );
     }
-    taken.extend(boundary.past.iter().flat_map(|(_, shape)| shape.iter().flatten().copied()));
+    taken.extend(
+        boundary
+            .past
+            .iter()
+            .flat_map(|(_, shape)| shape.iter().flatten().copied()),
+    );
     let free = |length: &usize| !taken.contains(length);
     let tokens = (5..).step_by(2).find(|length| free(length)).unwrap_or(5);
     let past = if boundary.past.is_empty() {
         0
     } else {
-        (tokens + 2..).find(|past| free(past) && free(&(past + tokens))).unwrap_or(tokens + 2)
+        (tokens + 2..)
+            .find(|past| free(past) && free(&(past + tokens)))
+            .unwrap_or(tokens + 2)
     };
-    Lengths { tokens, past, track_past: true }
+    Lengths {
+        tokens,
+        past,
+        track_past: true,
+    }
 }

@@ -32,7 +32,9 @@ impl Matrix {
     /// How it can be packed with no change of any value, and why integers had to become floats, if they had to.
     pub fn exact_format(&self) -> (MatrixFormat, Option<&'static str>) {
         // Stacks are only made of sources with equal formats.
-        self.stack.first().map_or((MatrixFormat::F32, None), MatrixSource::exact_format)
+        self.stack
+            .first()
+            .map_or((MatrixFormat::F32, None), MatrixSource::exact_format)
     }
 
     /// Rows `range`, in pieces: a piece ends where a source ends.
@@ -74,16 +76,28 @@ pub struct Parts {
 impl Parts {
     /// The id of a matrix; one with the same values is used again.
     pub(super) fn matrix(&mut self, name: &str, source: &MatrixSource) -> MatrixId {
-        let held = self.matrices.iter().position(|matrix| matrix.stack.len() == 1 && matrix.stack[0].same_values(source));
+        let held = self
+            .matrices
+            .iter()
+            .position(|matrix| matrix.stack.len() == 1 && matrix.stack[0].same_values(source));
         held.unwrap_or_else(|| {
-            self.matrices.push(Matrix { name: name.to_owned(), stack: vec![source.clone()] });
+            self.matrices.push(Matrix {
+                name: name.to_owned(),
+                stack: vec![source.clone()],
+            });
             self.matrices.len() - 1
         })
     }
 
     /// The id of a vector; one with the same values is used again.
     pub(super) fn vector(&mut self, name: &str, values: Vec<f32>) -> VectorId {
-        let same = |held: &[f32]| held.len() == values.len() && held.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits());
+        let same = |held: &[f32]| {
+            held.len() == values.len()
+                && held
+                    .iter()
+                    .zip(&values)
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+        };
         if let Some(held) = self.vectors.iter().position(|(_, held)| same(held)) {
             return held;
         }

@@ -4,7 +4,7 @@ use super::super::base::{Def, NormDef, TableRows, Unary};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, name_of, Understood, Value, not_understood};
+use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -30,8 +30,12 @@ impl Interpreter<'_> {
             "Sigmoid" => Some(Unary::Sigmoid),
             "Relu" => Some(Unary::Relu),
             "Abs" => Some(Unary::Abs),
-            "QuickGelu" => Some(Unary::QuickGelu(f64::from(node.float("alpha").unwrap_or(1.702)))),
-            "Swish" => Some(Unary::QuickGelu(f64::from(node.float("alpha").unwrap_or(1.0)))),
+            "QuickGelu" => Some(Unary::QuickGelu(f64::from(
+                node.float("alpha").unwrap_or(1.702),
+            ))),
+            "Swish" => Some(Unary::QuickGelu(f64::from(
+                node.float("alpha").unwrap_or(1.0),
+            ))),
             "Gelu" if node.string("approximate") == Some("tanh") => Some(Unary::GeluTanh),
             "Gelu" | "BiasGelu" => Some(Unary::GeluErf),
             "FastGelu" => Some(Unary::GeluTanh),
@@ -52,17 +56,23 @@ impl Interpreter<'_> {
             "Add" | "Sub" => {
                 let sign = if node.op_type() == "Sub" { -1.0 } else { 1.0 };
                 match (input(0), input(1)) {
-                    (Some(Value::Form(a)), Some(Value::Form(b))) => one(self.add_forms(label, a, &b.scaled(sign))?),
+                    (Some(Value::Form(a)), Some(Value::Form(b))) => {
+                        one(self.add_forms(label, a, &b.scaled(sign))?)
+                    }
                     (Some(Value::Form(a)), Some(b)) => {
                         let b = self.negated(b, sign)?;
                         one(self.add_value(label, a, &b)?)
                     }
-                    (Some(a), Some(Value::Form(b))) => one(self.add_value(label, &b.scaled(sign), a)?),
+                    (Some(a), Some(Value::Form(b))) => {
+                        one(self.add_value(label, &b.scaled(sign), a)?)
+                    }
                     _ => Ok(None),
                 }
             }
             "Sum" => {
-                let Some(mut sum) = form(0) else { return not_understood("it sums constants first") };
+                let Some(mut sum) = form(0) else {
+                    return not_understood("it sums constants first");
+                };
                 for value in inputs.iter().skip(1).flatten() {
                     sum = match value {
                         Value::Form(other) => self.add_forms(label, &sum, other)?,
@@ -72,12 +82,20 @@ impl Interpreter<'_> {
                 one(sum)
             }
             "Mul" => match (input(0), input(1)) {
-                (Some(Value::DynamicScale(factors, shape)), Some(other)) | (Some(other), Some(Value::DynamicScale(factors, shape))) => {
-                    self.scale_dynamic(label, factors, shape, other).map(|value| Some(vec![value]))
-                }
+                (Some(Value::DynamicScale(factors, shape)), Some(other))
+                | (Some(other), Some(Value::DynamicScale(factors, shape))) => self
+                    .scale_dynamic(label, factors, shape, other)
+                    .map(|value| Some(vec![value])),
                 (Some(Value::Form(a)), Some(Value::Form(b))) => {
                     let shape = Self::broadcast(&a.shape, &b.shape)?;
-                    one(self.bases.add(label, Def::Mul { a: a.clone(), b: b.clone() }, &shape))
+                    one(self.bases.add(
+                        label,
+                        Def::Mul {
+                            a: a.clone(),
+                            b: b.clone(),
+                        },
+                        &shape,
+                    ))
                 }
                 (Some(Value::Form(x)), Some(factor)) | (Some(factor), Some(Value::Form(x))) => {
                     let factor = self.known(factor)?;
@@ -88,7 +106,14 @@ impl Interpreter<'_> {
             "Div" => match (input(0), input(1)) {
                 (Some(Value::Form(a)), Some(Value::Form(b))) => {
                     let shape = Self::broadcast(&a.shape, &b.shape)?;
-                    one(self.bases.add(label, Def::Div { a: a.clone(), b: b.clone() }, &shape))
+                    one(self.bases.add(
+                        label,
+                        Def::Div {
+                            a: a.clone(),
+                            b: b.clone(),
+                        },
+                        &shape,
+                    ))
                 }
                 (Some(Value::Form(x)), Some(divisor)) => {
                     let divisor = self.known(divisor)?;
@@ -97,7 +122,10 @@ impl Interpreter<'_> {
                 (Some(numerator), Some(Value::Form(x))) => {
                     let numerator = self.known(numerator)?;
                     let shape = x.shape.clone();
-                    let def = Def::Unary { function: Unary::Reciprocal, x: x.clone() };
+                    let def = Def::Unary {
+                        function: Unary::Reciprocal,
+                        x: x.clone(),
+                    };
                     let reciprocal = self.bases.add(label, def, &shape);
                     one(self.scale_known(label, &reciprocal, &numerator, |factor| factor)?)
                 }
@@ -109,7 +137,14 @@ impl Interpreter<'_> {
                         return not_understood("its exponents differ");
                     };
                     let shape = x.shape.clone();
-                    one(self.bases.add(label, Def::Unary { function: Unary::Pow(power), x }, &shape))
+                    one(self.bases.add(
+                        label,
+                        Def::Unary {
+                            function: Unary::Pow(power),
+                            x,
+                        },
+                        &shape,
+                    ))
                 }
                 _ => Ok(None),
             },
@@ -124,7 +159,9 @@ impl Interpreter<'_> {
             },
             "Softmax" => match form(0) {
                 Some(x) => {
-                    let axis = node.int("axis").unwrap_or(if self.opset < 13 { 1 } else { -1 });
+                    let axis = node
+                        .int("axis")
+                        .unwrap_or(if self.opset < 13 { 1 } else { -1 });
                     if layout::axis(axis, x.shape.len()) != x.shape.len().checked_sub(1) {
                         return not_understood("it is not over the last axis");
                     }
@@ -133,19 +170,32 @@ impl Interpreter<'_> {
                 }
                 None => Ok(None),
             },
-            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => match form(0) {
-                Some(x) => {
-                    let rank = x.shape.len();
-                    if layout::axis(node.int("axis").unwrap_or(-1), rank) != rank.checked_sub(1) {
-                        return not_understood("it is not over the last axis alone");
+            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
+                match form(0) {
+                    Some(x) => {
+                        let rank = x.shape.len();
+                        if layout::axis(node.int("axis").unwrap_or(-1), rank) != rank.checked_sub(1)
+                        {
+                            return not_understood("it is not over the last axis alone");
+                        }
+                        self.norm(
+                            node,
+                            inputs,
+                            x,
+                            node.op_type() == "LayerNormalization",
+                            1,
+                            2,
+                        )
+                        .map(|y| Some(vec![y]))
                     }
-                    self.norm(node, inputs, x, node.op_type() == "LayerNormalization", 1, 2).map(|y| Some(vec![y]))
+                    None => Ok(None),
                 }
-                None => Ok(None),
-            },
+            }
             "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => {
                 let (x, skip) = match (input(0), input(1)) {
-                    (Some(Value::Form(x)), Some(skip)) | (Some(skip), Some(Value::Form(x))) => (x.clone(), skip),
+                    (Some(Value::Form(x)), Some(skip)) | (Some(skip), Some(Value::Form(x))) => {
+                        (x.clone(), skip)
+                    }
                     _ => return Ok(None),
                 };
                 let layer = node.op_type() == "SkipLayerNormalization";
@@ -158,7 +208,12 @@ impl Interpreter<'_> {
                     sum = self.add_value(label, &sum, value)?;
                 }
                 let y = self.norm(node, inputs, sum.clone(), layer, 2, bias)?;
-                Ok(Some(vec![y, Value::Unknown, Value::Unknown, Value::Form(sum)]))
+                Ok(Some(vec![
+                    y,
+                    Value::Unknown,
+                    Value::Unknown,
+                    Value::Form(sum),
+                ]))
             }
             _ => Ok(None),
         }
@@ -177,7 +232,14 @@ impl Interpreter<'_> {
         if b.is_zero() && a.shape == shape && b.shape == shape {
             return Ok(a.clone());
         }
-        Ok(self.bases.add(label, Def::Add { a: a.clone(), b: b.clone() }, &shape))
+        Ok(self.bases.add(
+            label,
+            Def::Add {
+                a: a.clone(),
+                b: b.clone(),
+            },
+            &shape,
+        ))
     }
 
     /// An activation plus something that depends on no activation.
@@ -192,12 +254,31 @@ impl Interpreter<'_> {
             return Ok(x.clone());
         }
         let table = match value {
-            Value::TableRows(rows, _) => Some(TableRows { table: rows.table.clone(), rows: rows.rows.clone() }),
+            Value::TableRows(rows, _) => Some(TableRows {
+                table: rows.table.clone(),
+                rows: rows.rows.clone(),
+            }),
             _ => None,
         };
-        let spread = layout::expand(known.shape(), &shape).positions().into_iter().map(|from| held[from]).collect();
-        let x = if x.shape == shape { x.clone() } else { x.pick(&layout::expand(&x.shape, &shape)) };
-        Ok(self.bases.add(label, Def::AddKnown { x, known: spread, table }, &shape))
+        let spread = layout::expand(known.shape(), &shape)
+            .positions()
+            .into_iter()
+            .map(|from| held[from])
+            .collect();
+        let x = if x.shape == shape {
+            x.clone()
+        } else {
+            x.pick(&layout::expand(&x.shape, &shape))
+        };
+        Ok(self.bases.add(
+            label,
+            Def::AddKnown {
+                x,
+                known: spread,
+                table,
+            },
+            &shape,
+        ))
     }
 
     fn negated(&mut self, value: &Value, sign: f64) -> Understood<Value> {
@@ -211,7 +292,9 @@ impl Interpreter<'_> {
 
     /// `Where`: a mask on scores, or a guard against values that do not occur.
     fn choose(&mut self, label: &str, inputs: &[Option<Value>]) -> Understood<Option<Vec<Value>>> {
-        let [Some(condition), Some(then), Some(otherwise)] = inputs else { return Ok(None) };
+        let [Some(condition), Some(then), Some(otherwise)] = inputs else {
+            return Ok(None);
+        };
         if let Value::NeverTrue(_) = condition {
             return Ok(Some(vec![otherwise.clone()]));
         }
@@ -228,12 +311,26 @@ impl Interpreter<'_> {
         if fill > -1e4 && holds.iter().any(|holds| *holds != x_where) {
             return not_understood(format!("it fills in {fill}, which is no mask"));
         }
-        let mask: Vec<f32> = holds.iter().map(|holds| if *holds == x_where { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let mask: Vec<f32> = holds
+            .iter()
+            .map(|holds| {
+                if *holds == x_where {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
+            .collect();
         let mask = Value::Known(Known::from_f32(condition.shape(), &mask)?);
         Ok(Some(vec![Value::Form(self.add_value(label, x, &mask)?)]))
     }
 
-    fn reduce(&mut self, node: &NodeProto, inputs: &[Option<Value>], x: Form) -> Understood<Vec<Value>> {
+    fn reduce(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+        x: Form,
+    ) -> Understood<Vec<Value>> {
         let axes = match node.ints("axes") {
             Some(axes) => Some(axes.to_vec()),
             None => self.i64s_at(inputs, 1)?,
@@ -271,31 +368,65 @@ impl Interpreter<'_> {
     ) -> Understood<Value> {
         let group = x.shape.last().copied().unwrap_or(1);
         let mut vector = |index: usize| -> Understood<Option<Vec<f32>>> {
-            let Some(known) = self.known_at(inputs, index)? else { return Ok(None) };
+            let Some(known) = self.known_at(inputs, index)? else {
+                return Ok(None);
+            };
             let values: Vec<f32> = known.f64s()?.iter().map(|value| *value as f32).collect();
             match values.len() {
                 length if length == group => Ok(Some(values)),
                 1 => Ok(Some(vec![values[0]; group])),
-                length => not_understood(format!("its {length} factors do not fit {group} columns")),
+                length => {
+                    not_understood(format!("its {length} factors do not fit {group} columns"))
+                }
             }
         };
         let (weight, bias) = (vector(weight)?, vector(bias)?);
-        let epsilon = node.float("epsilon").unwrap_or(if node.op_type().starts_with("Skip") { 1e-12 } else { 1e-5 });
+        let epsilon = node
+            .float("epsilon")
+            .unwrap_or(if node.op_type().starts_with("Skip") {
+                1e-12
+            } else {
+                1e-5
+            });
         let shape = x.shape.clone();
-        let def = Def::Norm(NormDef { x, layer, weight, bias, epsilon, group });
+        let def = Def::Norm(NormDef {
+            x,
+            layer,
+            weight,
+            bias,
+            epsilon,
+            group,
+        });
         Ok(Value::Form(self.bases.add(name_of(node), def, &shape)))
     }
 
     /// The product with a dynamic scale: more known factors, or the accumulators they were waiting for.
-    fn scale_dynamic(&mut self, label: &str, factors: &[f64], shape: &[usize], other: &Value) -> Understood<Value> {
+    fn scale_dynamic(
+        &mut self,
+        label: &str,
+        factors: &[f64],
+        shape: &[usize],
+        other: &Value,
+    ) -> Understood<Value> {
         match other {
             Value::Form(x) => {
                 let result = Self::broadcast(&x.shape, shape)?;
                 if result != x.shape {
                     return not_understood("its scales do not fit its products");
                 }
-                let factors = layout::expand(shape, &result).positions().into_iter().map(|from| factors[from]).collect();
-                Ok(Value::Form(self.bases.add(label, Def::ScaleColumns { x: x.clone(), factors }, &result)))
+                let factors = layout::expand(shape, &result)
+                    .positions()
+                    .into_iter()
+                    .map(|from| factors[from])
+                    .collect();
+                Ok(Value::Form(self.bases.add(
+                    label,
+                    Def::ScaleColumns {
+                        x: x.clone(),
+                        factors,
+                    },
+                    &result,
+                )))
             }
             other => {
                 let known = self.known(other)?;
@@ -303,7 +434,11 @@ impl Interpreter<'_> {
                 let held = known.f64s()?;
                 let mine = layout::expand(shape, &result).positions();
                 let theirs = layout::expand(known.shape(), &result).positions();
-                let product = mine.into_iter().zip(theirs).map(|(a, b)| factors[a] * held[b]).collect();
+                let product = mine
+                    .into_iter()
+                    .zip(theirs)
+                    .map(|(a, b)| factors[a] * held[b])
+                    .collect();
                 Ok(Value::DynamicScale(product, result))
             }
         }
@@ -319,7 +454,11 @@ impl Interpreter<'_> {
         function: impl Fn(f64) -> f64,
     ) -> Understood<Form> {
         let shape = Self::broadcast(&x.shape, factor.shape())?;
-        let x = if shape == x.shape { x.clone() } else { x.pick(&layout::expand(&x.shape, &shape)) };
+        let x = if shape == x.shape {
+            x.clone()
+        } else {
+            x.pick(&layout::expand(&x.shape, &shape))
+        };
         if let Some(factor) = factor.uniform()? {
             return Ok(x.scaled(function(factor)));
         }
@@ -327,11 +466,21 @@ impl Interpreter<'_> {
             return Ok(x);
         }
         let held: Vec<f64> = factor.f64s()?.into_iter().map(function).collect();
-        let each: Vec<f64> =
-            layout::expand(factor.shape(), &shape).positions().into_iter().map(|from| held[from]).collect();
+        let each: Vec<f64> = layout::expand(factor.shape(), &shape)
+            .positions()
+            .into_iter()
+            .map(|from| held[from])
+            .collect();
         if factor.shape().contains(&self.lengths.tokens) {
             return Ok(x.scaled_each(&each));
         }
-        Ok(self.bases.add(label, Def::ScaleColumns { x, factors: each.into() }, &shape))
+        Ok(self.bases.add(
+            label,
+            Def::ScaleColumns {
+                x,
+                factors: each.into(),
+            },
+            &shape,
+        ))
     }
 }

@@ -4,7 +4,7 @@ use super::super::base::{AttentionDef, Def};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, name_of, Understood, Value, not_understood};
+use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
 use std::rc::Rc;
 
@@ -16,10 +16,14 @@ impl Interpreter<'_> {
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
         match node.op_type() {
-            "RotaryEmbedding" => self.rotary_embedding(node, inputs).map(|form| Some(vec![Value::Form(form)])),
+            "RotaryEmbedding" => self
+                .rotary_embedding(node, inputs)
+                .map(|form| Some(vec![Value::Form(form)])),
             "GroupQueryAttention" => self.group_query_attention(node, inputs).map(Some),
             "MultiHeadAttention" => self.multi_head_attention(node, inputs).map(Some),
-            "Attention" if node.domain() == "com.microsoft" => self.fused_attention(node, inputs).map(Some),
+            "Attention" if node.domain() == "com.microsoft" => {
+                self.fused_attention(node, inputs).map(Some)
+            }
             "Attention" => self.onnx_attention(node, inputs).map(Some),
             _ => Ok(None),
         }
@@ -27,25 +31,37 @@ impl Interpreter<'_> {
 
     /// `ai.onnx` and `com.microsoft` RotaryEmbedding; they order their inputs differently.
     fn rotary_embedding(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Form> {
-        let Some(Some(Value::Form(x))) = inputs.first() else { return not_understood("it rotates no activation") };
+        let Some(Some(Value::Form(x))) = inputs.first() else {
+            return not_understood("it rotates no activation");
+        };
         let x = x.clone();
         let microsoft = node.domain() == "com.microsoft";
         let (cos, sin, positions) = if microsoft { (2, 3, 1) } else { (1, 2, 3) };
-        let (Some(cos), Some(sin)) = (self.known_at(inputs, cos)?, self.known_at(inputs, sin)?) else {
+        let (Some(cos), Some(sin)) = (self.known_at(inputs, cos)?, self.known_at(inputs, sin)?)
+        else {
             return not_understood("it has no tables");
         };
         let mut positions = self.i64s_at(inputs, positions)?;
-        if microsoft && let Some(held) = &mut positions
+        if microsoft
+            && let Some(held) = &mut positions
             && held.len() == 1
         {
             // One value is the offset of the first token.
-            *held = (0..self.lengths.tokens as i64).map(|token| token + held[0]).collect();
+            *held = (0..self.lengths.tokens as i64)
+                .map(|token| token + held[0])
+                .collect();
         }
         let positions = positions.unwrap_or_else(|| (0..self.lengths.tokens as i64).collect());
-        let heads = node.int("num_heads").filter(|heads| *heads > 0).map(|heads| heads as usize);
+        let heads = node
+            .int("num_heads")
+            .filter(|heads| *heads > 0)
+            .map(|heads| heads as usize);
         let interleaved = node.int("interleaved").unwrap_or(0) != 0;
         let scale = f64::from(node.float("scale").unwrap_or(1.0));
-        let rotated = node.int("rotary_embedding_dim").filter(|dim| *dim > 0).map(|dim| dim as usize);
+        let rotated = node
+            .int("rotary_embedding_dim")
+            .filter(|dim| *dim > 0)
+            .map(|dim| dim as usize);
         let table = Table::new(&cos, &sin, &positions)?;
         match *x.shape.as_slice() {
             [1, _, tokens, _] if tokens == self.lengths.tokens => {
@@ -55,7 +71,10 @@ impl Interpreter<'_> {
                 Ok(turned.pick(&layout::transpose(&turned.shape, &[0, 2, 1, 3])))
             }
             [1, tokens, width] => {
-                let Some(head_dim) = heads.and_then(|heads| width.checked_div(heads)).or(rotated).or(Some(table.pairs * 2))
+                let Some(head_dim) = heads
+                    .and_then(|heads| width.checked_div(heads))
+                    .or(rotated)
+                    .or(Some(table.pairs * 2))
                 else {
                     return not_understood("it does not say how many heads there are");
                 };
@@ -63,22 +82,37 @@ impl Interpreter<'_> {
                     return not_understood("its heads do not divide its columns");
                 }
                 let split = x.reshape(vec![1, tokens, width / head_dim, head_dim]);
-                Ok(rotate(&split, &table, interleaved, rotated)?.scaled(scale).reshape(x.shape.clone()))
+                Ok(rotate(&split, &table, interleaved, rotated)?
+                    .scaled(scale)
+                    .reshape(x.shape.clone()))
             }
-            _ => not_understood(format!("its input of shape {:?} is not heads of one text", x.shape)),
+            _ => not_understood(format!(
+                "its input of shape {:?} is not heads of one text",
+                x.shape
+            )),
         }
     }
 
-    fn group_query_attention(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
+    fn group_query_attention(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+    ) -> Understood<Vec<Value>> {
         let form = |index: usize| match inputs.get(index) {
             Some(Some(Value::Form(form))) => Some(form.clone()),
             _ => None,
         };
-        let count = |name: &str| node.int(name).and_then(|value| usize::try_from(value).ok()).filter(|n| *n > 0);
+        let count = |name: &str| {
+            node.int(name)
+                .and_then(|value| usize::try_from(value).ok())
+                .filter(|n| *n > 0)
+        };
         let (Some(heads), Some(kv_heads)) = (count("num_heads"), count("kv_num_heads")) else {
             return not_understood("it does not say how many heads there are");
         };
-        let Some(query) = form(0) else { return not_understood("its query is no activation") };
+        let Some(query) = form(0) else {
+            return not_understood("its query is no activation");
+        };
         let (q, k, v) = match (form(1), form(2)) {
             (Some(k), Some(v)) => (query, k, v),
             (None, None) => split_heads(&query, heads, kv_heads)?,
@@ -86,12 +120,15 @@ impl Interpreter<'_> {
         };
         let head_dim = q.shape.last().map_or(0, |width| width / heads);
         let (q, k) = if node.int("do_rotary").unwrap_or(0) != 0 {
-            let (Some(cos), Some(sin)) = (self.known_at(inputs, 7)?, self.known_at(inputs, 8)?) else {
+            let (Some(cos), Some(sin)) = (self.known_at(inputs, 7)?, self.known_at(inputs, 8)?)
+            else {
                 return not_understood("it has no rotary tables");
             };
             let positions = match self.i64s_at(inputs, 9)? {
                 Some(positions) => positions,
-                None => (0..self.lengths.tokens).map(|token| (self.lengths.past + token) as i64).collect(),
+                None => (0..self.lengths.tokens)
+                    .map(|token| (self.lengths.past + token) as i64)
+                    .collect(),
             };
             let table = Table::new(&cos, &sin, &positions)?;
             let interleaved = node.int("rotary_interleaved").unwrap_or(0) != 0;
@@ -117,15 +154,25 @@ impl Interpreter<'_> {
             heads,
             kv_heads,
             scale: scale_of(node, head_dim),
-            softcap: node.float("softcap").filter(|cap| *cap > 0.0).map(f64::from),
-            window: node.int("local_window_size").filter(|size| *size > 0).map(|size| size as usize),
+            softcap: node
+                .float("softcap")
+                .filter(|cap| *cap > 0.0)
+                .map(f64::from),
+            window: node
+                .int("local_window_size")
+                .filter(|size| *size > 0)
+                .map(|size| size as usize),
             mask: bias,
             causal: true,
         };
         self.finish_attention(node, def, [1, heads * head_dim])
     }
 
-    fn multi_head_attention(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
+    fn multi_head_attention(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+    ) -> Understood<Vec<Value>> {
         let form = |index: usize| match inputs.get(index) {
             Some(Some(Value::Form(form))) => Some(form.clone()),
             _ => None,
@@ -133,7 +180,11 @@ impl Interpreter<'_> {
         let (Some(mut q), Some(mut k), Some(mut v)) = (form(0), form(1), form(2)) else {
             return not_understood("its query, key and value are not separate activations");
         };
-        let Some(heads) = node.int("num_heads").and_then(|heads| usize::try_from(heads).ok()).filter(|n| *n > 0) else {
+        let Some(heads) = node
+            .int("num_heads")
+            .and_then(|heads| usize::try_from(heads).ok())
+            .filter(|n| *n > 0)
+        else {
             return not_understood("it does not say how many heads there are");
         };
         let width = q.shape.last().copied().unwrap_or(0);
@@ -167,13 +218,24 @@ impl Interpreter<'_> {
     }
 
     /// `com.microsoft.Attention`: projection and attention in one.
-    fn fused_attention(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
-        let (Some(Some(Value::Form(x))), Some(Some(weight))) = (inputs.first(), inputs.get(1)) else {
+    fn fused_attention(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+    ) -> Understood<Vec<Value>> {
+        let (Some(Some(Value::Form(x))), Some(Some(weight))) = (inputs.first(), inputs.get(1))
+        else {
             return not_understood("its input is no activation");
         };
         let x = x.clone();
-        let Some(weight) = self.matrix(weight) else { return not_understood("its weight is no matrix") };
-        let Some(heads) = node.int("num_heads").and_then(|heads| usize::try_from(heads).ok()).filter(|n| *n > 0) else {
+        let Some(weight) = self.matrix(weight) else {
+            return not_understood("its weight is no matrix");
+        };
+        let Some(heads) = node
+            .int("num_heads")
+            .and_then(|heads| usize::try_from(heads).ok())
+            .filter(|n| *n > 0)
+        else {
             return not_understood("it does not say how many heads there are");
         };
         if node.ints("qkv_hidden_sizes").is_some() {
@@ -202,7 +264,11 @@ impl Interpreter<'_> {
     }
 
     /// `ai.onnx.Attention` (opset 23).
-    fn onnx_attention(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
+    fn onnx_attention(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+    ) -> Understood<Vec<Value>> {
         let form = |index: usize| match inputs.get(index) {
             Some(Some(Value::Form(form))) => Some(form.clone()),
             _ => None,
@@ -215,7 +281,11 @@ impl Interpreter<'_> {
             if four {
                 let heads = x.shape[1];
                 let moved = x.pick(&layout::transpose(&x.shape, &[0, 2, 1, 3]));
-                let shape = vec![moved.shape[0], moved.shape[1], moved.shape[2] * moved.shape[3]];
+                let shape = vec![
+                    moved.shape[0],
+                    moved.shape[1],
+                    moved.shape[2] * moved.shape[3],
+                ];
                 (moved.reshape(shape), heads)
             } else {
                 (x.clone(), 0)
@@ -223,9 +293,18 @@ impl Interpreter<'_> {
         };
         let ((q, q_heads), (k, k_heads), (v, _)) = (flatten(&q), flatten(&k), flatten(&v));
         let count = |name: &str, own: usize| {
-            if own > 0 { Some(own) } else { node.int(name).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) }
+            if own > 0 {
+                Some(own)
+            } else {
+                node.int(name)
+                    .and_then(|n| usize::try_from(n).ok())
+                    .filter(|n| *n > 0)
+            }
         };
-        let (Some(heads), Some(kv_heads)) = (count("q_num_heads", q_heads), count("kv_num_heads", k_heads)) else {
+        let (Some(heads), Some(kv_heads)) = (
+            count("q_num_heads", q_heads),
+            count("kv_num_heads", k_heads),
+        ) else {
             return not_understood("it does not say how many heads there are");
         };
         // With the past concatenated outside, keys are longer than queries and start with the cache.
@@ -238,13 +317,18 @@ impl Interpreter<'_> {
             v,
             heads,
             kv_heads,
-            softcap: node.float("softcap").filter(|cap| *cap > 0.0).map(f64::from),
+            softcap: node
+                .float("softcap")
+                .filter(|cap| *cap > 0.0)
+                .map(f64::from),
             window: None,
             mask,
             causal: node.int("is_causal").unwrap_or(0) != 0,
         };
         let values = self.finish_attention(node, def, [1, width])?;
-        let Some(Value::Form(y)) = values.first() else { return Ok(values) };
+        let Some(Value::Form(y)) = values.first() else {
+            return Ok(values);
+        };
         if !four {
             return Ok(values);
         }
@@ -255,13 +339,23 @@ impl Interpreter<'_> {
     }
 
     /// A summand of the scores as `[tokens, total]`, the same for every head.
-    fn score_bias(&mut self, inputs: &[Option<Value>], index: usize) -> Understood<Option<Rc<[f64]>>> {
-        let Some(known) = self.known_at(inputs, index)? else { return Ok(None) };
+    fn score_bias(
+        &mut self,
+        inputs: &[Option<Value>],
+        index: usize,
+    ) -> Understood<Option<Rc<[f64]>>> {
+        let Some(known) = self.known_at(inputs, index)? else {
+            return Ok(None);
+        };
         let total = self.lengths.tokens + self.lengths.past;
         let mut values = known.f64s()?;
         if known.is_bool() {
             for value in &mut values {
-                *value = if *value != 0.0 { 0.0 } else { f64::NEG_INFINITY };
+                *value = if *value != 0.0 {
+                    0.0
+                } else {
+                    f64::NEG_INFINITY
+                };
             }
         }
         let shape = [1, 1, self.lengths.tokens, total];
@@ -272,9 +366,16 @@ impl Interpreter<'_> {
         Ok(Some(spread.into_iter().map(|from| values[from]).collect()))
     }
 
-    fn finish_attention(&mut self, node: &NodeProto, def: AttentionDef, [batch, width]: [usize; 2]) -> Understood<Vec<Value>> {
+    fn finish_attention(
+        &mut self,
+        node: &NodeProto,
+        def: AttentionDef,
+        [batch, width]: [usize; 2],
+    ) -> Understood<Vec<Value>> {
         let shape = [batch, self.lengths.tokens, width];
-        let form = self.bases.add(name_of(node), Def::Attention(Box::new(def)), &shape);
+        let form = self
+            .bases
+            .add(name_of(node), Def::Attention(Box::new(def)), &shape);
         Ok(vec![Value::Form(form)])
     }
 }
@@ -288,7 +389,9 @@ fn scale_of(node: &NodeProto, head_dim: usize) -> f64 {
 
 /// A fused query, key and value: `heads + 2 kv_heads` runs of columns.
 fn split_heads(qkv: &Form, heads: usize, kv_heads: usize) -> Understood<(Form, Form, Form)> {
-    let &[1, _, width] = qkv.shape.as_slice() else { return not_understood("its packed input is not one text") };
+    let &[1, _, width] = qkv.shape.as_slice() else {
+        return not_understood("its packed input is not one text");
+    };
     if !width.is_multiple_of(heads + 2 * kv_heads) {
         return not_understood("its heads do not divide its columns");
     }
@@ -297,7 +400,11 @@ fn split_heads(qkv: &Form, heads: usize, kv_heads: usize) -> Understood<(Form, F
         let (start, end) = (from * head_dim, (from + count) * head_dim);
         layout::slice(&qkv.shape, 2, start as i64, end as i64, 1).map(|picks| qkv.pick(&picks))
     };
-    match (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads)) {
+    match (
+        part(0, heads),
+        part(heads, kv_heads),
+        part(heads + kv_heads, kv_heads),
+    ) {
         (Some(q), Some(k), Some(v)) => Ok((q, k, v)),
         _ => not_understood("its heads do not divide its columns"),
     }
@@ -319,9 +426,17 @@ impl Table {
         }
         let (cos, sin, picked) = (cos.f64s()?, sin.f64s()?, cos.shape().len() == 3);
         let rows = cos.len() / pairs;
-        let mut table = Table { cos: vec![], sin: vec![], pairs };
+        let mut table = Table {
+            cos: vec![],
+            sin: vec![],
+            pairs,
+        };
         for (token, &position) in positions.iter().enumerate() {
-            let row = if picked { token } else { usize::try_from(position).unwrap_or(usize::MAX) };
+            let row = if picked {
+                token
+            } else {
+                usize::try_from(position).unwrap_or(usize::MAX)
+            };
             if row >= rows {
                 return not_understood(format!("its tables end at position {rows}"));
             }
@@ -334,7 +449,9 @@ impl Table {
 
 /// Rotates the heads of `[1, tokens, heads, head_dim]`.
 fn rotate(x: &Form, table: &Table, interleaved: bool, rotated: Option<usize>) -> Understood<Form> {
-    let &[_, tokens, _, head_dim] = x.shape.as_slice() else { return not_understood("it rotates no heads") };
+    let &[_, tokens, _, head_dim] = x.shape.as_slice() else {
+        return not_understood("it rotates no heads");
+    };
     let pairs = rotated.map_or(table.pairs, |rotated| rotated / 2);
     if pairs > table.pairs || 2 * pairs > head_dim || table.cos.len() < tokens * table.pairs {
         return not_understood("its tables do not fit its heads");
@@ -343,7 +460,8 @@ fn rotate(x: &Form, table: &Table, interleaved: bool, rotated: Option<usize>) ->
         return Ok(x.clone());
     }
     let mut partner = Vec::with_capacity(x.len());
-    let (mut own_factor, mut partner_factor) = (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
+    let (mut own_factor, mut partner_factor) =
+        (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
     for position in 0..x.len() {
         let column = position % head_dim;
         let token = layout::coordinates(position, &x.shape)[1];
@@ -353,9 +471,19 @@ fn rotate(x: &Form, table: &Table, interleaved: bool, rotated: Option<usize>) ->
             partner_factor.push(0.0);
             continue;
         }
-        let (pair, first) = if interleaved { (column / 2, column % 2 == 0) } else { (column % pairs, column < pairs) };
+        let (pair, first) = if interleaved {
+            (column / 2, column % 2 == 0)
+        } else {
+            (column % pairs, column < pairs)
+        };
         let distance = if interleaved { 1 } else { pairs };
-        partner.push((if first { position + distance } else { position - distance }) as i64);
+        partner.push(
+            (if first {
+                position + distance
+            } else {
+                position - distance
+            }) as i64,
+        );
         own_factor.push(table.cos[token * table.pairs + pair]);
         partner_factor.push(table.sin[token * table.pairs + pair] * if first { -1.0 } else { 1.0 });
     }
@@ -363,6 +491,8 @@ fn rotate(x: &Form, table: &Table, interleaved: bool, rotated: Option<usize>) ->
     let Some(picks) = layout::gather(&flat.shape, 0, &partner, &[partner.len()]) else {
         return not_understood("its tables do not fit its heads");
     };
-    let turned = flat.scaled_each(&own_factor).plus(&flat.pick(&picks).scaled_each(&partner_factor));
+    let turned = flat
+        .scaled_each(&own_factor)
+        .plus(&flat.pick(&picks).scaled_each(&partner_factor));
     Ok(turned.reshape(x.shape.clone()))
 }

@@ -101,7 +101,11 @@ pub(super) fn not_understood<T>(reason: impl Into<String>) -> Understood<T> {
 
 /// The node's name, or that of what it computes.
 pub(super) fn name_of(node: &NodeProto) -> &str {
-    if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() }
+    if node.name().is_empty() {
+        node.output.first().map_or("", String::as_str)
+    } else {
+        node.name()
+    }
 }
 
 /// Largest constant that is evaluated rather than read lazily, in elements.
@@ -157,16 +161,26 @@ impl<'m> Interpreter<'m> {
     }
 
     fn bind_inputs(&mut self, boundary: &Boundary) -> Result<(), LowerError> {
-        let Lengths { tokens, past, track_past } = self.lengths;
+        let Lengths {
+            tokens,
+            past,
+            track_past,
+        } = self.lengths;
         let total = past + tokens;
         let ids = self.bases.add("input_ids", Def::Ids, &[1, tokens]);
         self.bind(&boundary.ids, Value::Form(ids));
         if let Some(name) = &boundary.mask {
-            self.bind(name, Value::Known(Known::from_i64(&[1, total], &vec![1; total])?));
+            self.bind(
+                name,
+                Value::Known(Known::from_i64(&[1, total], &vec![1; total])?),
+            );
         }
         if let Some(name) = &boundary.positions {
             let positions: Vec<i64> = (past as i64..total as i64).collect();
-            self.bind(name, Value::Known(Known::from_i64(&[1, tokens], &positions)?));
+            self.bind(
+                name,
+                Value::Known(Known::from_i64(&[1, tokens], &positions)?),
+            );
         }
         if let Some(name) = &boundary.cache_flag {
             let tensor = tract_onnx::prelude::tensor1(&[true]);
@@ -174,8 +188,11 @@ impl<'m> Interpreter<'m> {
         }
         for (name, shape) in &boundary.past {
             let shape: Vec<usize> = shape.iter().map(|size| size.unwrap_or(past)).collect();
-            let form =
-                if track_past { self.bases.add(name, Def::Past, &shape) } else { Form::zeros(&shape) };
+            let form = if track_past {
+                self.bases.add(name, Def::Past, &shape)
+            } else {
+                Form::zeros(&shape)
+            };
             self.bind(name, Value::Form(form));
         }
         Ok(())
@@ -194,7 +211,9 @@ impl<'m> Interpreter<'m> {
         }
         match self.model.tensor(name)? {
             Some(view) => Ok(Value::Stored(view)),
-            None => Err(LowerError::Undefined { name: name.to_owned() }),
+            None => Err(LowerError::Undefined {
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -226,12 +245,20 @@ impl<'m> Interpreter<'m> {
     fn run_node(&mut self, node: &NodeProto) -> Understood<Vec<Value>> {
         let mut inputs = Vec::with_capacity(node.input.len());
         for name in &node.input {
-            inputs.push(if name.is_empty() { None } else { Some(self.lookup(name)?) });
+            inputs.push(if name.is_empty() {
+                None
+            } else {
+                Some(self.lookup(name)?)
+            });
         }
         if node.op_type() == "If" {
             return self.run_branch(node, &inputs);
         }
-        if inputs.iter().flatten().any(|value| matches!(value, Value::Unknown)) {
+        if inputs
+            .iter()
+            .flatten()
+            .any(|value| matches!(value, Value::Unknown))
+        {
             return Ok(vec![Value::Unknown; node.output.len()]);
         }
         if let Some(values) = self.quantized_operator(node, &inputs)? {
@@ -240,8 +267,12 @@ impl<'m> Interpreter<'m> {
         if let Some(values) = self.constant_matrix(node, &inputs)? {
             return Ok(values);
         }
-        if inputs.iter().flatten().all(|value| matches!(value, Value::Known(_) | Value::Stored(_) | Value::TableRows(..)))
-        {
+        if inputs.iter().flatten().all(|value| {
+            matches!(
+                value,
+                Value::Known(_) | Value::Stored(_) | Value::TableRows(..)
+            )
+        }) {
             return self.evaluate(node, &inputs);
         }
         if let Some(values) = self.movement(node, &inputs)? {
@@ -256,7 +287,10 @@ impl<'m> Interpreter<'m> {
         if let Some(values) = self.attention(node, &inputs)? {
             return Ok(values);
         }
-        not_understood(format!("the operator {} is not known on activations", node.op_type()))
+        not_understood(format!(
+            "the operator {} is not known on activations",
+            node.op_type()
+        ))
     }
 
     /// `If` on a known condition: the branch that is taken, with the outer names in sight.
@@ -288,14 +322,18 @@ impl<'m> Interpreter<'m> {
     fn evaluate(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Understood<Vec<Value>> {
         // Rows of a large table stay recognisable as such: they may be a learned position embedding.
         if node.op_type() == "Gather"
-            && let (Some(Some(Value::Stored(view))), Some(Some(indices))) = (inputs.first(), inputs.get(1))
+            && let (Some(Some(Value::Stored(view))), Some(Some(indices))) =
+                (inputs.first(), inputs.get(1))
             && node.int("axis").unwrap_or(0) == 0
             && let Some(table) = MatrixSource::real(view)
             && view.elements() > 0
         {
             let indices = self.known(indices)?;
-            let rows: Option<Rc<[usize]>> =
-                indices.i64s()?.iter().map(|&row| usize::try_from(row).ok().filter(|row| *row < table.rows())).collect();
+            let rows: Option<Rc<[usize]>> = indices
+                .i64s()?
+                .iter()
+                .map(|&row| usize::try_from(row).ok().filter(|row| *row < table.rows()))
+                .collect();
             let Some(rows) = rows else {
                 return not_understood("it reads a table outside of its rows");
             };
@@ -359,19 +397,30 @@ impl<'m> Interpreter<'m> {
                 self.remember_frequencies(&known)?;
                 Ok(known)
             }
-            Value::Stored(view) => not_understood(format!("the constant {} is too large to compute with", view.name())),
+            Value::Stored(view) => not_understood(format!(
+                "the constant {} is too large to compute with",
+                view.name()
+            )),
             _ => not_understood("it needs a value that depends on activations"),
         }
     }
 
-    pub(super) fn known_at(&mut self, inputs: &[Option<Value>], index: usize) -> Understood<Option<Known>> {
+    pub(super) fn known_at(
+        &mut self,
+        inputs: &[Option<Value>],
+        index: usize,
+    ) -> Understood<Option<Known>> {
         match inputs.get(index).and_then(Option::as_ref) {
             Some(value) => Ok(Some(self.known(value)?)),
             None => Ok(None),
         }
     }
 
-    pub(super) fn i64s_at(&mut self, inputs: &[Option<Value>], index: usize) -> Understood<Option<Vec<i64>>> {
+    pub(super) fn i64s_at(
+        &mut self,
+        inputs: &[Option<Value>],
+        index: usize,
+    ) -> Understood<Option<Vec<i64>>> {
         Ok(match self.known_at(inputs, index)? {
             Some(known) => Some(known.i64s()?),
             None => None,

@@ -13,7 +13,9 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let Some(Some(first)) = inputs.first() else { return Ok(None) };
+        let Some(Some(first)) = inputs.first() else {
+            return Ok(None);
+        };
         let shape = match Self::shape_of(first) {
             Some(shape) => shape,
             None => return Ok(None),
@@ -22,16 +24,30 @@ impl Interpreter<'_> {
         let one = |value: Value| Ok(Some(vec![value]));
         match node.op_type() {
             "Shape" => {
-                let clamp = |at: i64| (if at < 0 { at + rank as i64 } else { at }).clamp(0, rank as i64) as usize;
-                let (start, end) = (clamp(node.int("start").unwrap_or(0)), node.int("end").map_or(rank, clamp));
-                let sizes: Vec<i64> =
-                    shape.get(start..end).unwrap_or(&[]).iter().map(|&size| size as i64).collect();
+                let clamp = |at: i64| {
+                    (if at < 0 { at + rank as i64 } else { at }).clamp(0, rank as i64) as usize
+                };
+                let (start, end) = (
+                    clamp(node.int("start").unwrap_or(0)),
+                    node.int("end").map_or(rank, clamp),
+                );
+                let sizes: Vec<i64> = shape
+                    .get(start..end)
+                    .unwrap_or(&[])
+                    .iter()
+                    .map(|&size| size as i64)
+                    .collect();
                 one(Value::Known(Known::from_i64(&[sizes.len()], &sizes)?))
             }
-            "Size" => one(Value::Known(Known::from_i64(&[], &[shape.iter().product::<usize>() as i64])?)),
+            "Size" => one(Value::Known(Known::from_i64(
+                &[],
+                &[shape.iter().product::<usize>() as i64],
+            )?)),
             "Identity" | "Cast" | "CastLike" | "Dropout" | "QuantizeLinear" => one(first.clone()),
             "Reshape" => {
-                let Some(wanted) = self.i64s_at(inputs, 1)? else { return not_understood("it has no shape") };
+                let Some(wanted) = self.i64s_at(inputs, 1)? else {
+                    return not_understood("it has no shape");
+                };
                 match layout::reshaped(&shape, &wanted, node.int("allowzero") == Some(1)) {
                     Some(shape) => one(reshape(first, shape)?),
                     None => not_understood(format!("{shape:?} cannot take the shape {wanted:?}")),
@@ -39,26 +55,52 @@ impl Interpreter<'_> {
             }
             "Flatten" => {
                 let axis = node.int("axis").unwrap_or(1);
-                let at = if axis == rank as i64 { Some(rank) } else { layout::axis(axis, rank) };
-                let Some(at) = at else { return not_understood("its axis is outside the tensor") };
-                one(reshape(first, vec![shape[..at].iter().product(), shape[at..].iter().product()])?)
+                let at = if axis == rank as i64 {
+                    Some(rank)
+                } else {
+                    layout::axis(axis, rank)
+                };
+                let Some(at) = at else {
+                    return not_understood("its axis is outside the tensor");
+                };
+                one(reshape(
+                    first,
+                    vec![shape[..at].iter().product(), shape[at..].iter().product()],
+                )?)
             }
             "Squeeze" => {
                 let axes = self.axes(node, inputs)?;
                 let drop: Vec<usize> = match axes {
-                    Some(axes) => axes.iter().filter_map(|&axis| layout::axis(axis, rank)).collect(),
+                    Some(axes) => axes
+                        .iter()
+                        .filter_map(|&axis| layout::axis(axis, rank))
+                        .collect(),
                     None => (0..rank).filter(|&axis| shape[axis] == 1).collect(),
                 };
-                let kept = (0..rank).filter(|axis| !drop.contains(axis)).map(|axis| shape[axis]).collect();
+                let kept = (0..rank)
+                    .filter(|axis| !drop.contains(axis))
+                    .map(|axis| shape[axis])
+                    .collect();
                 one(reshape(first, kept)?)
             }
             "Unsqueeze" => {
-                let Some(axes) = self.axes(node, inputs)? else { return not_understood("it has no axes") };
+                let Some(axes) = self.axes(node, inputs)? else {
+                    return not_understood("it has no axes");
+                };
                 let rank = rank + axes.len();
-                let new: Vec<usize> = axes.iter().filter_map(|&axis| layout::axis(axis, rank)).collect();
+                let new: Vec<usize> = axes
+                    .iter()
+                    .filter_map(|&axis| layout::axis(axis, rank))
+                    .collect();
                 let mut old = shape.iter();
                 let result = (0..rank)
-                    .map(|axis| if new.contains(&axis) { 1 } else { old.next().copied().unwrap_or(1) })
+                    .map(|axis| {
+                        if new.contains(&axis) {
+                            1
+                        } else {
+                            old.next().copied().unwrap_or(1)
+                        }
+                    })
                     .collect();
                 one(reshape(first, result)?)
             }
@@ -73,13 +115,17 @@ impl Interpreter<'_> {
                 one(pick(first, &layout::transpose(&shape, &order))?)
             }
             "Expand" => {
-                let Some(wanted) = self.i64s_at(inputs, 1)? else { return not_understood("it has no shape") };
+                let Some(wanted) = self.i64s_at(inputs, 1)? else {
+                    return not_understood("it has no shape");
+                };
                 let wanted: Vec<usize> = wanted.iter().map(|&size| size.max(0) as usize).collect();
                 let result = Self::broadcast(&shape, &wanted)?;
                 one(pick(first, &layout::expand(&shape, &result))?)
             }
             "Tile" => {
-                let Some(repeats) = self.i64s_at(inputs, 1)? else { return not_understood("it has no repeats") };
+                let Some(repeats) = self.i64s_at(inputs, 1)? else {
+                    return not_understood("it has no repeats");
+                };
                 let mut value = first.clone();
                 for (axis, &repeat) in repeats.iter().enumerate().take(rank) {
                     let copies = vec![value.clone(); repeat.clamp(0, 1 << 16) as usize];
@@ -87,9 +133,13 @@ impl Interpreter<'_> {
                 }
                 one(value)
             }
-            "Slice" => self.slice(node, inputs, first, &shape).map(|value| Some(vec![value])),
+            "Slice" => self
+                .slice(node, inputs, first, &shape)
+                .map(|value| Some(vec![value])),
             "Gather" => {
-                let Some(indices) = self.index_input(inputs)? else { return Ok(None) };
+                let Some(indices) = self.index_input(inputs)? else {
+                    return Ok(None);
+                };
                 let Some(axis) = layout::axis(node.int("axis").unwrap_or(0), rank) else {
                     return not_understood("its axis is outside the tensor");
                 };
@@ -112,7 +162,9 @@ impl Interpreter<'_> {
 
     fn index_input(&mut self, inputs: &[Option<Value>]) -> Understood<Option<Known>> {
         match inputs.get(1) {
-            Some(Some(value @ (Value::Known(_) | Value::Stored(_)))) => Ok(Some(self.known(value)?)),
+            Some(Some(value @ (Value::Known(_) | Value::Stored(_)))) => {
+                Ok(Some(self.known(value)?))
+            }
             _ => Ok(None),
         }
     }
@@ -134,12 +186,22 @@ impl Interpreter<'_> {
     ) -> Understood<Value> {
         let from_attribute = |name: &str| node.ints(name).map(<[i64]>::to_vec);
         let (starts, ends, axes) = if node.input.len() > 1 {
-            (self.i64s_at(inputs, 1)?, self.i64s_at(inputs, 2)?, self.i64s_at(inputs, 3)?)
+            (
+                self.i64s_at(inputs, 1)?,
+                self.i64s_at(inputs, 2)?,
+                self.i64s_at(inputs, 3)?,
+            )
         } else {
-            (from_attribute("starts"), from_attribute("ends"), from_attribute("axes"))
+            (
+                from_attribute("starts"),
+                from_attribute("ends"),
+                from_attribute("axes"),
+            )
         };
         let steps = self.i64s_at(inputs, 4)?;
-        let (Some(starts), Some(ends)) = (starts, ends) else { return not_understood("it has no range") };
+        let (Some(starts), Some(ends)) = (starts, ends) else {
+            return not_understood("it has no range");
+        };
         let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
         let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
         if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
@@ -149,7 +211,9 @@ impl Interpreter<'_> {
         for i in 0..starts.len() {
             let picks = layout::axis(axes[i], shape.len())
                 .and_then(|axis| layout::slice(&shape, axis, starts[i], ends[i], steps[i]));
-            let Some(picks) = picks else { return not_understood("its range does not fit the tensor") };
+            let Some(picks) = picks else {
+                return not_understood("its range does not fit the tensor");
+            };
             value = pick(&value, &picks)?;
             shape = picks.shape;
         }
@@ -173,12 +237,16 @@ impl Interpreter<'_> {
         let sizes = sizes.unwrap_or_else(|| {
             let parts = node.output.len().max(1);
             let size = shape[axis].div_ceil(parts);
-            (0..parts).map(|i| size.min(shape[axis].saturating_sub(i * size)) as i64).collect()
+            (0..parts)
+                .map(|i| size.min(shape[axis].saturating_sub(i * size)) as i64)
+                .collect()
         });
         let mut start = 0i64;
         let mut values = vec![];
         for size in sizes {
-            let Some(picks) = layout::slice(shape, axis, start, start.saturating_add(size.max(0)), 1) else {
+            let Some(picks) =
+                layout::slice(shape, axis, start, start.saturating_add(size.max(0)), 1)
+            else {
                 return not_understood("its parts do not fit the tensor");
             };
             values.push(pick(value, &picks)?);
@@ -223,10 +291,17 @@ fn concat(parts: &[Value], axis: usize, track_past: bool) -> Understood<Value> {
             _ => return not_understood("it joins activations with constants"),
         });
     }
-    let Some(first) = forms.first() else { return not_understood("it has no inputs") };
+    let Some(first) = forms.first() else {
+        return not_understood("it has no inputs");
+    };
     let fits = forms.iter().all(|form| {
         form.shape.len() == first.shape.len()
-            && form.shape.iter().zip(&first.shape).enumerate().all(|(at, (a, b))| at == axis || a == b)
+            && form
+                .shape
+                .iter()
+                .zip(&first.shape)
+                .enumerate()
+                .all(|(at, (a, b))| at == axis || a == b)
     });
     if !fits {
         return not_understood("the tensors it joins have different shapes");

@@ -5,7 +5,7 @@ use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
 use super::super::matrix::MatrixSource;
-use super::{Interpreter, name_of, Understood, Value, not_understood};
+use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -15,7 +15,9 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let Some(Some(first)) = inputs.first() else { return Ok(None) };
+        let Some(Some(first)) = inputs.first() else {
+            return Ok(None);
+        };
         let lazy = match first {
             Value::Matrix(_) => true,
             Value::Stored(view) => view.dims.len() >= 2,
@@ -31,8 +33,12 @@ impl Interpreter<'_> {
                 None => return Ok(None),
             },
             ("Reshape", Value::Stored(view)) => {
-                let Some(wanted) = self.i64s_at(inputs, 1)? else { return Ok(None) };
-                let Some(dims) = layout::reshaped(&view.dims, &wanted, node.int("allowzero") == Some(1)) else {
+                let Some(wanted) = self.i64s_at(inputs, 1)? else {
+                    return Ok(None);
+                };
+                let Some(dims) =
+                    layout::reshaped(&view.dims, &wanted, node.int("allowzero") == Some(1))
+                else {
                     return not_understood("a constant cannot take its shape");
                 };
                 let mut view = view.clone();
@@ -54,7 +60,11 @@ impl Interpreter<'_> {
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let flag = |name: &str| node.int(name).unwrap_or(0) != 0;
         let result = match (node.op_type(), input(0), input(1)) {
-            ("Gather", Some(table @ (Value::Stored(_) | Value::Matrix(_))), Some(Value::Form(ids))) => {
+            (
+                "Gather",
+                Some(table @ (Value::Stored(_) | Value::Matrix(_))),
+                Some(Value::Form(ids)),
+            ) => {
                 if node.int("axis").unwrap_or(0) != 0 {
                     return not_understood("it picks columns of a table, not rows");
                 }
@@ -79,17 +89,29 @@ impl Interpreter<'_> {
                     return not_understood("it transposes batches");
                 }
                 let alpha = f64::from(node.float("alpha").unwrap_or(1.0));
-                let a = if flag("transA") { swapped(a) } else { a.clone() };
+                let a = if flag("transA") {
+                    swapped(a)
+                } else {
+                    a.clone()
+                };
                 match b {
                     Value::Form(b) => {
-                        let b = if flag("transB") { swapped(b) } else { b.clone() };
+                        let b = if flag("transB") {
+                            swapped(b)
+                        } else {
+                            b.clone()
+                        };
                         self.contract(label, &a, &b)?.scaled(alpha)
                     }
                     weight => {
                         let Some(weight) = self.matrix_or_known(weight)? else {
                             return not_understood("its weight is not a matrix");
                         };
-                        let weight = if flag("transB") { weight } else { weight.transposed() };
+                        let weight = if flag("transB") {
+                            weight
+                        } else {
+                            weight.transposed()
+                        };
                         self.linear(label, &a, weight)?.scaled(alpha)
                     }
                 }
@@ -98,8 +120,16 @@ impl Interpreter<'_> {
                 let Some(weight) = self.matrix_or_known(weight)? else {
                     return not_understood("its weight is not a constant matrix");
                 };
-                let x = if flag("transA") { swapped(x) } else { x.clone() };
-                let weight = if flag("transB") { weight } else { weight.transposed() };
+                let x = if flag("transA") {
+                    swapped(x)
+                } else {
+                    x.clone()
+                };
+                let weight = if flag("transB") {
+                    weight
+                } else {
+                    weight.transposed()
+                };
                 let alpha = f64::from(node.float("alpha").unwrap_or(1.0));
                 let product = self.linear(label, &x, weight)?.scaled(alpha);
                 match input(2) {
@@ -129,21 +159,49 @@ impl Interpreter<'_> {
     }
 
     /// `x W^T` for `weight` with one row per output.
-    pub(super) fn linear(&mut self, label: &str, x: &Form, weight: MatrixSource) -> Understood<Form> {
-        let Some((&width, lead)) = x.shape.split_last() else { return not_understood("its input is a scalar") };
+    pub(super) fn linear(
+        &mut self,
+        label: &str,
+        x: &Form,
+        weight: MatrixSource,
+    ) -> Understood<Form> {
+        let Some((&width, lead)) = x.shape.split_last() else {
+            return not_understood("its input is a scalar");
+        };
         if width != weight.cols() {
-            return not_understood(format!("an input of {width} columns meets a weight of {}", weight.cols()));
+            return not_understood(format!(
+                "an input of {width} columns meets a weight of {}",
+                weight.cols()
+            ));
         }
         let shape = [lead, &[weight.rows()]].concat();
         if x.is_zero() {
             return Ok(Form::zeros(&shape));
         }
-        Ok(self.bases.add(label, Def::Linear { x: x.clone(), weight }, &shape))
+        Ok(self.bases.add(
+            label,
+            Def::Linear {
+                x: x.clone(),
+                weight,
+            },
+            &shape,
+        ))
     }
 
-    pub(super) fn embed(&mut self, label: &str, table: MatrixSource, ids: &Form) -> Understood<Form> {
-        let direct = ids.bases().iter().all(|&base| matches!(self.bases.get(base).def, Def::Ids))
-            && (0..ids.len()).all(|at| ids.only(at).is_some_and(|(element, factor)| element.index == at && factor == 1.0));
+    pub(super) fn embed(
+        &mut self,
+        label: &str,
+        table: MatrixSource,
+        ids: &Form,
+    ) -> Understood<Form> {
+        let direct = ids
+            .bases()
+            .iter()
+            .all(|&base| matches!(self.bases.get(base).def, Def::Ids))
+            && (0..ids.len()).all(|at| {
+                ids.only(at)
+                    .is_some_and(|(element, factor)| element.index == at && factor == 1.0)
+            });
         if !direct {
             return not_understood("its indices are not the token ids");
         }
@@ -152,15 +210,27 @@ impl Interpreter<'_> {
     }
 
     fn contract(&mut self, label: &str, a: &Form, b: &Form) -> Understood<Form> {
-        let (Some(a_lead), Some(b_lead)) = (a.shape.len().checked_sub(2), b.shape.len().checked_sub(2)) else {
+        let (Some(a_lead), Some(b_lead)) =
+            (a.shape.len().checked_sub(2), b.shape.len().checked_sub(2))
+        else {
             return not_understood("a product of activations that are not matrices");
         };
         if a.shape[a_lead + 1] != b.shape[b_lead] {
-            return not_understood(format!("shapes {:?} and {:?} cannot be multiplied", a.shape, b.shape));
+            return not_understood(format!(
+                "shapes {:?} and {:?} cannot be multiplied",
+                a.shape, b.shape
+            ));
         }
         let mut shape = Self::broadcast(&a.shape[..a_lead], &b.shape[..b_lead])?;
         shape.extend([a.shape[a_lead], b.shape[b_lead + 1]]);
-        Ok(self.bases.add(label, Def::Contract { a: a.clone(), b: b.clone() }, &shape))
+        Ok(self.bases.add(
+            label,
+            Def::Contract {
+                a: a.clone(),
+                b: b.clone(),
+            },
+            &shape,
+        ))
     }
 }
 
@@ -174,7 +244,9 @@ fn swapped(x: &Form) -> Form {
 }
 
 fn matrix_of_known(known: &Known) -> Understood<Option<MatrixSource>> {
-    let &[rows, cols] = known.shape() else { return Ok(None) };
+    let &[rows, cols] = known.shape() else {
+        return Ok(None);
+    };
     let values: Vec<f32> = known.f64s()?.iter().map(|value| *value as f32).collect();
     Ok(Some(MatrixSource::of_values(rows, cols, &values)))
 }

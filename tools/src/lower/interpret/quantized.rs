@@ -2,7 +2,7 @@
 
 use super::super::base::Def;
 use super::super::matrix::{Codes, Grid, MatrixSource, Reals, ZeroPoints};
-use super::{Interpreter, name_of, Understood, Value, not_understood};
+use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, TensorView};
 
@@ -53,10 +53,16 @@ impl Interpreter<'_> {
                 Value::DynamicScale(vec![1.0], vec![]),
             ])),
             ("MatMulInteger", Some(Value::DynamicQuantized(x))) => {
-                let Some(weight) = stored(1) else { return not_understood("its weight is no constant") };
+                let Some(weight) = stored(1) else {
+                    return not_understood("its weight is no constant");
+                };
                 let weight = integer_weight(&weight, stored(3).as_ref())?;
                 let x = x.clone();
-                Ok(Some(vec![Value::Form(self.linear(label, &x, weight.transposed())?)]))
+                Ok(Some(vec![Value::Form(self.linear(
+                    label,
+                    &x,
+                    weight.transposed(),
+                )?)]))
             }
             ("DynamicQuantizeMatMul", Some(Value::Form(x))) => {
                 let (Some(weight), Some(scale)) = (stored(1), stored(2)) else {
@@ -82,11 +88,20 @@ impl Interpreter<'_> {
                 }
                 Ok(Some(vec![Value::Form(y)]))
             }
-            ("Cast", Some(Value::DynamicScale(..))) => Ok(inputs.first().cloned().flatten().map(|value| vec![value])),
-            ("DequantizeLinear", Some(Value::Stored(codes))) => self.dequantize_stored(node, codes, inputs),
+            ("Cast", Some(Value::DynamicScale(..))) => {
+                Ok(inputs.first().cloned().flatten().map(|value| vec![value]))
+            }
+            ("DequantizeLinear", Some(Value::Stored(codes))) => {
+                self.dequantize_stored(node, codes, inputs)
+            }
             ("DequantizeLinear", Some(Value::Form(x))) => {
                 // After QuantizeLinear this undoes it; after a Gather it scales an integer embedding table.
-                let single = x.bases().iter().next().copied().filter(|_| x.bases().len() == 1);
+                let single = x
+                    .bases()
+                    .iter()
+                    .next()
+                    .copied()
+                    .filter(|_| x.bases().len() == 1);
                 let table = single.and_then(|base| match &self.bases.get(base).def {
                     Def::Embed { table } if table.is_quantized() => Some(table.clone()),
                     _ => None,
@@ -96,11 +111,24 @@ impl Interpreter<'_> {
                     return Ok(Some(vec![Value::Form(x.clone())]));
                 };
                 let shape = x.shape.clone();
-                let scale = self.known_at(inputs, 1)?.map(|scale| scale.uniform()).transpose()?.flatten();
-                let zero = self.i64s_at(inputs, 2)?.and_then(|zero| zero.first().copied()).unwrap_or(0);
+                let scale = self
+                    .known_at(inputs, 1)?
+                    .map(|scale| scale.uniform())
+                    .transpose()?
+                    .flatten();
+                let zero = self
+                    .i64s_at(inputs, 2)?
+                    .and_then(|zero| zero.first().copied())
+                    .unwrap_or(0);
                 let table = scale.and_then(|scale| table.rescaled(scale as f32, zero as i32));
-                let Some(table) = table else { return not_understood("its table has more than one scale") };
-                Ok(Some(vec![Value::Form(self.bases.add(label, Def::Embed { table }, &shape))]))
+                let Some(table) = table else {
+                    return not_understood("its table has more than one scale");
+                };
+                Ok(Some(vec![Value::Form(self.bases.add(
+                    label,
+                    Def::Embed { table },
+                    &shape,
+                ))]))
             }
             _ => Ok(None),
         }
@@ -114,9 +142,16 @@ impl Interpreter<'_> {
 
     /// An embedding table of integers whose scale comes later.
     pub(super) fn integer_table(view: &TensorView) -> Option<MatrixSource> {
-        let &[rows, cols] = view.dims.as_slice() else { return None };
+        let &[rows, cols] = view.dims.as_slice() else {
+            return None;
+        };
         let codes = Codes::of_tensor(view, Grid::dense(cols), rows, cols)?;
-        Some(MatrixSource::integers(rows, cols, codes, ZeroPoints::Constant(0)))
+        Some(MatrixSource::integers(
+            rows,
+            cols,
+            codes,
+            ZeroPoints::Constant(0),
+        ))
     }
 
     /// `DequantizeLinear` of a constant: per tensor, per axis or in blocks.
@@ -130,28 +165,48 @@ impl Interpreter<'_> {
             Some(Some(Value::Stored(view))) => Some(view),
             _ => None,
         };
-        let &[rows, cols] = codes.dims.as_slice() else { return Ok(None) };
-        let Some(scale) = stored(1) else { return Ok(None) };
+        let &[rows, cols] = codes.dims.as_slice() else {
+            return Ok(None);
+        };
+        let Some(scale) = stored(1) else {
+            return Ok(None);
+        };
         let axis = match node.int("axis").unwrap_or(1) {
             0 | -2 => 0,
             1 | -1 => 1,
             axis => return not_understood(format!("its axis {axis} is outside a matrix")),
         };
-        let block = node.int("block_size").filter(|block| *block > 0).map(|block| block as usize);
+        let block = node
+            .int("block_size")
+            .filter(|block| *block > 0)
+            .map(|block| block as usize);
         let grid = match (block, scale.elements()) {
-            (Some(block), _) if axis == 0 => {
-                Grid { row_stride: cols, col_stride: 1, row_block: block, col_block: 1 }
-            }
-            (Some(block), _) => {
-                Grid { row_stride: cols.div_ceil(block), col_stride: 1, row_block: 1, col_block: block }
-            }
+            (Some(block), _) if axis == 0 => Grid {
+                row_stride: cols,
+                col_stride: 1,
+                row_block: block,
+                col_block: 1,
+            },
+            (Some(block), _) => Grid {
+                row_stride: cols.div_ceil(block),
+                col_stride: 1,
+                row_block: 1,
+                col_block: block,
+            },
             (None, 1) => Grid::scalar(),
-            (None, _) if axis == 0 => Grid { row_stride: 1, ..Grid::scalar() },
-            (None, _) => Grid { col_stride: 1, ..Grid::scalar() },
+            (None, _) if axis == 0 => Grid {
+                row_stride: 1,
+                ..Grid::scalar()
+            },
+            (None, _) => Grid {
+                col_stride: 1,
+                ..Grid::scalar()
+            },
         };
-        let (Some(held), Some(scale)) =
-            (Codes::of_tensor(codes, Grid::dense(cols), rows, cols), Reals::new(scale, grid, rows, cols))
-        else {
+        let (Some(held), Some(scale)) = (
+            Codes::of_tensor(codes, Grid::dense(cols), rows, cols),
+            Reals::new(scale, grid, rows, cols),
+        ) else {
             return Ok(None);
         };
         let zero = match stored(2) {
@@ -161,27 +216,46 @@ impl Interpreter<'_> {
             },
             None => ZeroPoints::Constant(0),
         };
-        Ok(Some(vec![Value::Matrix(MatrixSource::quantized(rows, cols, held, zero, scale))]))
+        Ok(Some(vec![Value::Matrix(MatrixSource::quantized(
+            rows, cols, held, zero, scale,
+        ))]))
     }
 }
 
 /// The weight of `com.microsoft.MatMulNBits`, `[N, K]`.
-fn n_bits_weight(node: &NodeProto, stored: &dyn Fn(usize) -> Option<TensorView>) -> Understood<MatrixSource> {
-    let size = |name: &str| node.int(name).and_then(|value| usize::try_from(value).ok()).filter(|size| *size > 0);
+fn n_bits_weight(
+    node: &NodeProto,
+    stored: &dyn Fn(usize) -> Option<TensorView>,
+) -> Understood<MatrixSource> {
+    let size = |name: &str| {
+        node.int(name)
+            .and_then(|value| usize::try_from(value).ok())
+            .filter(|size| *size > 0)
+    };
     let (Some(rows), Some(cols), Some(block)) = (size("N"), size("K"), size("block_size")) else {
         return not_understood("it lacks N, K or block_size");
     };
     let bits = node.int("bits").unwrap_or(4) as u32;
     if !matches!(bits, 2 | 4 | 8) || block < 16 || !block.is_power_of_two() {
-        return not_understood(format!("{bits} bits in blocks of {block} are not supported"));
+        return not_understood(format!(
+            "{bits} bits in blocks of {block} are not supported"
+        ));
     }
     let (Some(codes), Some(scale)) = (stored(1), stored(2)) else {
         return not_understood("its weight is no constant");
     };
     let blocks = cols.div_ceil(block);
     let per_byte = 8 / bits as usize;
-    let grid = Grid { row_stride: blocks * block, ..Grid::dense(cols) };
-    let by_block = |row_stride: usize| Grid { row_stride, col_stride: 1, row_block: 1, col_block: block };
+    let grid = Grid {
+        row_stride: blocks * block,
+        ..Grid::dense(cols)
+    };
+    let by_block = |row_stride: usize| Grid {
+        row_stride,
+        col_stride: 1,
+        row_block: 1,
+        col_block: block,
+    };
     let zero = match stored(3) {
         None => Some(ZeroPoints::Constant(middle(bits))),
         Some(zero) if zero.data_type == DataType::Uint8 => {
@@ -193,7 +267,9 @@ fn n_bits_weight(node: &NodeProto, stored: &dyn Fn(usize) -> Option<TensorView>)
     let codes = Codes::new(&codes.data, bits, false, grid, rows, cols);
     let scale = Reals::new(&scale, by_block(blocks), rows, cols);
     match (codes, zero, scale) {
-        (Some(codes), Some(zero), Some(scale)) => Ok(MatrixSource::quantized(rows, cols, codes, zero, scale)),
+        (Some(codes), Some(zero), Some(scale)) => {
+            Ok(MatrixSource::quantized(rows, cols, codes, zero, scale))
+        }
         _ => not_understood("its weight is smaller than N, K and block_size say"),
     }
 }
@@ -209,17 +285,34 @@ fn block_quantized_table(
         DataType::Int4 | DataType::Uint4 => 4,
         _ => return not_understood("its data are not 4- or 8-bit integers"),
     };
-    let &[rows, stored_cols] = data.dims.as_slice() else { return not_understood("its data are no matrix") };
+    let &[rows, stored_cols] = data.dims.as_slice() else {
+        return not_understood("its data are no matrix");
+    };
     let packed = data.data_type == DataType::Uint8 && matches!(bits, 2 | 4);
-    let cols = if packed { stored_cols * (8 / bits as usize) } else { stored_cols };
+    let cols = if packed {
+        stored_cols * (8 / bits as usize)
+    } else {
+        stored_cols
+    };
     let quantize_axis = node.int("quantize_axis").unwrap_or(1);
     if node.int("gather_axis").unwrap_or(0) != 0 || !matches!(quantize_axis, 1 | -1) {
         return not_understood("it does not gather rows quantized along their columns");
     }
-    let block = node.int("block_size").and_then(|block| usize::try_from(block).ok()).unwrap_or(128).max(1);
-    let Some(scale) = stored(2) else { return not_understood("its scales are no constant") };
+    let block = node
+        .int("block_size")
+        .and_then(|block| usize::try_from(block).ok())
+        .unwrap_or(128)
+        .max(1);
+    let Some(scale) = stored(2) else {
+        return not_understood("its scales are no constant");
+    };
     let blocks = cols.div_ceil(block);
-    let by_block = |row_stride: usize| Grid { row_stride, col_stride: 1, row_block: 1, col_block: block };
+    let by_block = |row_stride: usize| Grid {
+        row_stride,
+        col_stride: 1,
+        row_block: 1,
+        col_block: block,
+    };
     let codes = match data.data_type {
         DataType::Uint8 => Codes::new(&data.data, bits, false, Grid::dense(cols), rows, cols),
         _ => Codes::of_tensor(data, Grid::dense(cols), rows, cols),
@@ -236,14 +329,18 @@ fn block_quantized_table(
     };
     let scale = Reals::new(&scale, by_block(blocks), rows, cols);
     match (codes, zero, scale) {
-        (Some(codes), Some(zero), Some(scale)) => Ok(MatrixSource::quantized(rows, cols, codes, zero, scale)),
+        (Some(codes), Some(zero), Some(scale)) => {
+            Ok(MatrixSource::quantized(rows, cols, codes, zero, scale))
+        }
         _ => not_understood("its data are smaller than its shapes say"),
     }
 }
 
 /// The `[K, N]` weight of `MatMulInteger`; its scale is applied by later nodes.
 fn integer_weight(weight: &TensorView, zero: Option<&TensorView>) -> Understood<MatrixSource> {
-    let &[rows, cols] = weight.dims.as_slice() else { return not_understood("its weight is no matrix") };
+    let &[rows, cols] = weight.dims.as_slice() else {
+        return not_understood("its weight is no matrix");
+    };
     let codes = Codes::of_tensor(weight, Grid::dense(cols), rows, cols);
     let zero = match zero {
         None => Some(ZeroPoints::Constant(0)),
@@ -256,8 +353,14 @@ fn integer_weight(weight: &TensorView, zero: Option<&TensorView>) -> Understood<
 }
 
 /// A `[K, N]` weight with a scale per tensor or per column.
-fn per_column(weight: &TensorView, scale: &TensorView, zero: Option<&TensorView>) -> Understood<MatrixSource> {
-    let &[rows, cols] = weight.dims.as_slice() else { return not_understood("its weight is no matrix") };
+fn per_column(
+    weight: &TensorView,
+    scale: &TensorView,
+    zero: Option<&TensorView>,
+) -> Understood<MatrixSource> {
+    let &[rows, cols] = weight.dims.as_slice() else {
+        return not_understood("its weight is no matrix");
+    };
     let codes = Codes::of_tensor(weight, Grid::dense(cols), rows, cols);
     let zero = match zero {
         None => Some(ZeroPoints::Constant(0)),
@@ -265,13 +368,22 @@ fn per_column(weight: &TensorView, scale: &TensorView, zero: Option<&TensorView>
     };
     let scale = Reals::new(scale, column_grid(scale), rows, cols);
     match (codes, zero, scale) {
-        (Some(codes), Some(zero), Some(scale)) => Ok(MatrixSource::quantized(rows, cols, codes, zero, scale)),
+        (Some(codes), Some(zero), Some(scale)) => {
+            Ok(MatrixSource::quantized(rows, cols, codes, zero, scale))
+        }
         _ => not_understood("its weight, scales or zero points have an unexpected type or size"),
     }
 }
 
 fn column_grid(values: &TensorView) -> Grid {
-    if values.elements() == 1 { Grid::scalar() } else { Grid { col_stride: 1, ..Grid::scalar() } }
+    if values.elements() == 1 {
+        Grid::scalar()
+    } else {
+        Grid {
+            col_stride: 1,
+            ..Grid::scalar()
+        }
+    }
 }
 
 fn column_zero(zero: &TensorView, rows: usize, cols: usize) -> Option<ZeroPoints> {

@@ -26,7 +26,12 @@ struct Scores<'a> {
 
 impl<'a> Matcher<'a> {
     /// Attention spelled as two products with a softmax between them.
-    pub(super) fn emit_attention_products(&mut self, name: &str, a: &'a Form, v: &'a Form) -> Matched<usize> {
+    pub(super) fn emit_attention_products(
+        &mut self,
+        name: &str,
+        a: &'a Form,
+        v: &'a Form,
+    ) -> Matched<usize> {
         let near = self.near;
         let scores = match read_scores(near, a) {
             Ok(scores) => scores,
@@ -56,9 +61,15 @@ impl<'a> Matcher<'a> {
             tokens,
             at: Box::new(move |head, token, column| q.at(head, token, column)),
         };
-        check_past(near, heads, past, head_dim, |head, key, column| k.at(head, column, key))
-            .and_then(|()| check_past(near, heads, past, value_dim, |head, key, column| values.at(head, key, column)))
-            .or_else(|reason| self.fail(name, reason))?;
+        check_past(near, heads, past, head_dim, |head, key, column| {
+            k.at(head, column, key)
+        })
+        .and_then(|()| {
+            check_past(near, heads, past, value_dim, |head, key, column| {
+                values.at(head, key, column)
+            })
+        })
+        .or_else(|reason| self.fail(name, reason))?;
         let k = Heads {
             heads,
             head_dim,
@@ -73,14 +84,36 @@ impl<'a> Matcher<'a> {
         };
         let window = self.mask_window(name, &scores, heads, past)?;
         let far = self.far_rotation(scores.node, |far| far_query(far, scores.node));
-        self.finish(name, q, k, values, past, far, Attention { scale: scores.scale, softcap: scores.softcap, window })
+        self.finish(
+            name,
+            q,
+            k,
+            values,
+            past,
+            far,
+            Attention {
+                scale: scores.scale,
+                softcap: scores.softcap,
+                window,
+            },
+        )
     }
 
     /// Attention spelled as one operator.
-    pub(super) fn emit_attention_operator(&mut self, name: &str, def: &'a AttentionDef) -> Matched<usize> {
+    pub(super) fn emit_attention_operator(
+        &mut self,
+        name: &str,
+        def: &'a AttentionDef,
+    ) -> Matched<usize> {
         let tokens = self.tokens();
-        let (q, k, v) = (columns_of_heads(&def.q, def.heads), columns_of_heads(&def.k, def.kv_heads), columns_of_heads(&def.v, def.kv_heads));
-        let (Some((q, q_tokens, head_dim)), Some((k, k_tokens, k_dim)), Some((v, v_tokens, v_dim))) = (q, k, v) else {
+        let (q, k, v) = (
+            columns_of_heads(&def.q, def.heads),
+            columns_of_heads(&def.k, def.kv_heads),
+            columns_of_heads(&def.v, def.kv_heads),
+        );
+        let (Some((q, q_tokens, head_dim)), Some((k, k_tokens, k_dim)), Some((v, v_tokens, v_dim))) =
+            (q, k, v)
+        else {
             return self.fail(name, "its inputs are not heads side by side");
         };
         if q_tokens != tokens || k_tokens < tokens || v_tokens != k_tokens || k_dim != head_dim {
@@ -91,7 +124,12 @@ impl<'a> Matcher<'a> {
         }
         let (group, outside) = (def.heads / def.kv_heads, k_tokens - tokens);
         let past = self.near.lengths.past;
-        let q = Heads { heads: def.heads, head_dim, tokens, at: q };
+        let q = Heads {
+            heads: def.heads,
+            head_dim,
+            tokens,
+            at: q,
+        };
         let (k_at, v_at) = (k, v);
         check_past(self.near, def.kv_heads, outside, head_dim, &k_at)
             .and_then(|()| check_past(self.near, def.kv_heads, outside, v_dim, &v_at))
@@ -111,13 +149,23 @@ impl<'a> Matcher<'a> {
         let mut window = def.window;
         if let Some(held) = &def.mask {
             let total = held.len() / tokens;
-            let far = self.far.and_then(|far| far_operator(far, name).map(|def| (far, def)));
-            window = match self.windows(held, total, far.and_then(|(far, def)| {
-                def.mask.as_deref().map(|mask| (mask, far.lengths.tokens + far.lengths.past))
-            })) {
+            let far = self
+                .far
+                .and_then(|far| far_operator(far, name).map(|def| (far, def)));
+            window = match self.windows(
+                held,
+                total,
+                far.and_then(|(far, def)| {
+                    def.mask
+                        .as_deref()
+                        .map(|mask| (mask, far.lengths.tokens + far.lengths.past))
+                }),
+            ) {
                 Ok(None) => window,
                 Ok(found) => found,
-                Err(reason) => return self.fail(name, format!("its mask is not supported: {reason}")),
+                Err(reason) => {
+                    return self.fail(name, format!("its mask is not supported: {reason}"));
+                }
             };
         } else if !def.causal {
             return self.fail(name, "it shows each query the tokens after it");
@@ -125,9 +173,26 @@ impl<'a> Matcher<'a> {
         let far = self.far_rotation(name, |far| {
             let def = far_operator(far, name)?;
             let (at, tokens, head_dim) = columns_of_heads(&def.q, def.heads)?;
-            Some(Heads { heads: def.heads, head_dim, tokens, at })
+            Some(Heads {
+                heads: def.heads,
+                head_dim,
+                tokens,
+                at,
+            })
         });
-        self.finish(name, q, k, v, past, far, Attention { scale: def.scale, softcap: def.softcap, window })
+        self.finish(
+            name,
+            q,
+            k,
+            v,
+            past,
+            far,
+            Attention {
+                scale: def.scale,
+                softcap: def.softcap,
+                window,
+            },
+        )
     }
 
     /// The rotation of the same queries at a long past.
@@ -142,7 +207,12 @@ impl<'a> Matcher<'a> {
         Some((far.lengths.past, rotation))
     }
 
-    fn windows(&self, near: &[f64], total: usize, far: Option<(&[f64], usize)>) -> Result<Option<usize>, String> {
+    fn windows(
+        &self,
+        near: &[f64],
+        total: usize,
+        far: Option<(&[f64], usize)>,
+    ) -> Result<Option<usize>, String> {
         let tokens = self.tokens();
         let seen_near = mask::window(near, tokens, total)?;
         let seen_far = match far {
@@ -150,19 +220,30 @@ impl<'a> Matcher<'a> {
             None => None,
         };
         match (seen_near, seen_far) {
-            (Some(a), Some(b)) if a != b => Err("its window changes with the length of the past".into()),
+            (Some(a), Some(b)) if a != b => {
+                Err("its window changes with the length of the past".into())
+            }
             (a, b) => Ok(a.or(b)),
         }
     }
 
-    fn mask_window(&self, name: &str, scores: &Scores<'_>, heads: usize, past: usize) -> Matched<Option<usize>> {
+    fn mask_window(
+        &self,
+        name: &str,
+        scores: &Scores<'_>,
+        heads: usize,
+        past: usize,
+    ) -> Matched<Option<usize>> {
         let tokens = self.tokens();
         let near = match combined(&scores.masks, heads, tokens, past + tokens) {
             Ok(mask) => mask,
             Err(reason) => return self.fail(name, reason),
         };
         let Some(near) = near else {
-            return self.fail(name, "it has no mask: each query would see the tokens after it");
+            return self.fail(
+                name,
+                "it has no mask: each query would see the tokens after it",
+            );
         };
         let far = self.far.and_then(|far| {
             let total = far.lengths.tokens + far.lengths.past;
@@ -170,7 +251,11 @@ impl<'a> Matcher<'a> {
             let mask = combined(&scores.masks, heads, tokens, total).ok()??;
             Some((mask, total))
         });
-        match self.windows(&near, past + tokens, far.as_ref().map(|(mask, total)| (mask.as_slice(), *total))) {
+        match self.windows(
+            &near,
+            past + tokens,
+            far.as_ref().map(|(mask, total)| (mask.as_slice(), *total)),
+        ) {
             Ok(window) => Ok(window),
             Err(reason) => self.fail(name, format!("its mask is not supported: {reason}")),
         }
@@ -188,14 +273,21 @@ impl<'a> Matcher<'a> {
         attention: Attention,
     ) -> Matched<usize> {
         let bases = &self.near.bases;
-        let read = |what: &str, heads: &Heads<'_>| heads.read(bases).map_err(|reason| format!("its {what}: {reason}"));
+        let read = |what: &str, heads: &Heads<'_>| {
+            heads
+                .read(bases)
+                .map_err(|reason| format!("its {what}: {reason}"))
+        };
         let parts = read("query", &q).and_then(|q| Ok((q, read("key", &k)?, read("value", &v)?)));
         let (query, key, value) = match parts {
             Ok(parts) => parts,
             Err(reason) => return self.fail(name, reason),
         };
         if value.rotation.is_some() || v.head_dim != k.head_dim {
-            return self.fail(name, "its values are rotated or of another size than its keys");
+            return self.fail(
+                name,
+                "its values are rotated or of another size than its keys",
+            );
         }
         let (heads, head_dim) = (q.heads, q.head_dim);
         let key_heads = match distinct_heads(&key, &value, heads, head_dim) {
@@ -219,7 +311,11 @@ impl<'a> Matcher<'a> {
             }
         }
         let emit = |matcher: &mut Self, base, columns, factor: f64| {
-            let selection = Selection { base, columns, factor };
+            let selection = Selection {
+                base,
+                columns,
+                factor,
+            };
             matcher.selected(&selection, name)
         };
         let mut q_columns = emit(self, query.base, query.columns.clone(), 1.0)?;
@@ -229,38 +325,73 @@ impl<'a> Matcher<'a> {
             if (magnitude - 1.0).abs() > 1e-4 {
                 table.magnitude = magnitude as f32;
             }
-            let table = self.ropes.iter().position(|held| *held == table).unwrap_or_else(|| {
-                self.ropes.push(table);
-                self.ropes.len() - 1
-            });
+            let table = self
+                .ropes
+                .iter()
+                .position(|held| *held == table)
+                .unwrap_or_else(|| {
+                    self.ropes.push(table);
+                    self.ropes.len() - 1
+                });
             let turn = |matcher: &mut Self, columns: Columns, what: &str| {
                 let op = Op::Rope { table, head_dim };
-                let node = matcher.push(&format!("{name}/{what}_rope"), op, vec![columns], columns.width);
+                let node = matcher.push(
+                    &format!("{name}/{what}_rope"),
+                    op,
+                    vec![columns],
+                    columns.width,
+                );
                 matcher.whole(node)
             };
             q_columns = turn(self, q_columns, "q");
             k_columns = turn(self, k_columns, "k");
         }
-        self.layers.push(KvLayer { kv_heads, head_dim, window: attention.window });
+        self.layers.push(KvLayer {
+            kv_heads,
+            head_dim,
+            window: attention.window,
+        });
         let op = Op::Attention {
             layer: self.layers.len() - 1,
             heads,
             scale: scale as f32,
             softcap: attention.softcap.map(|cap| cap as f32),
         };
-        Ok(self.push(name, op, vec![q_columns, k_columns, v_columns], heads * head_dim))
+        Ok(self.push(
+            name,
+            op,
+            vec![q_columns, k_columns, v_columns],
+            heads * head_dim,
+        ))
     }
 
-    fn rope(&self, name: &str, near: &Rotation, past: usize, far: Option<(usize, Rotation)>) -> Matched<RopeTable> {
-        let mut observed = vec![Observed { first_position: past, angles: &near.angles }];
+    fn rope(
+        &self,
+        name: &str,
+        near: &Rotation,
+        past: usize,
+        far: Option<(usize, Rotation)>,
+    ) -> Matched<RopeTable> {
+        let mut observed = vec![Observed {
+            first_position: past,
+            angles: &near.angles,
+        }];
         if let Some((past, far)) = &far {
-            observed.push(Observed { first_position: *past, angles: &far.angles });
+            observed.push(Observed {
+                first_position: *past,
+                angles: &far.angles,
+            });
         }
         match frequencies(&observed, &self.near.frequencies, self.near.half_precision) {
-            Ok(inverse_frequencies) => {
-                Ok(RopeTable { inverse_frequencies, pairs: near.pairs, magnitude: 1.0 })
-            }
-            Err(reason) => self.fail(name, format!("its rotary embedding is not supported: {reason}")),
+            Ok(inverse_frequencies) => Ok(RopeTable {
+                inverse_frequencies,
+                pairs: near.pairs,
+                magnitude: 1.0,
+            }),
+            Err(reason) => self.fail(
+                name,
+                format!("its rotary embedding is not supported: {reason}"),
+            ),
         }
     }
 }
@@ -281,7 +412,9 @@ struct Spread<'a> {
 
 impl<'a> Spread<'a> {
     fn new(form: &'a Form, lead: &[usize]) -> Option<Spread<'a>> {
-        let [own @ .., rows, cols] = form.shape.as_slice() else { return None };
+        let [own @ .., rows, cols] = form.shape.as_slice() else {
+            return None;
+        };
         (layout::broadcast(own, lead)? == lead).then(|| Spread {
             form,
             matrices: layout::expand(own, lead).positions(),
@@ -295,7 +428,10 @@ impl<'a> Spread<'a> {
 
     fn at(&self, head: usize, row: usize, col: usize) -> Vec<(Element, f64)> {
         let position = (self.matrices[head] * self.inner[0] + row) * self.inner[1] + col;
-        self.form.summands(position).filter(|(_, factor)| *factor != 0.0).collect()
+        self.form
+            .summands(position)
+            .filter(|(_, factor)| *factor != 0.0)
+            .collect()
     }
 }
 
@@ -303,13 +439,17 @@ type At<'a> = Box<dyn Fn(usize, usize, usize) -> Vec<(Element, f64)> + 'a>;
 
 /// `[1, tokens, heads * head_dim]` as (head, token, column), with tokens and head size.
 fn columns_of_heads(form: &Form, heads: usize) -> Option<(At<'_>, usize, usize)> {
-    let &[1, tokens, width] = form.shape.as_slice() else { return None };
+    let &[1, tokens, width] = form.shape.as_slice() else {
+        return None;
+    };
     if heads == 0 || !width.is_multiple_of(heads) {
         return None;
     }
     let head_dim = width / heads;
     let at = move |head: usize, token: usize, column: usize| {
-        form.summands(token * width + head * head_dim + column).filter(|(_, factor)| *factor != 0.0).collect()
+        form.summands(token * width + head * head_dim + column)
+            .filter(|(_, factor)| *factor != 0.0)
+            .collect()
     };
     Some((Box::new(at), tokens, head_dim))
 }
@@ -366,11 +506,16 @@ fn read_scores<'a>(run: &'a Interpretation, probabilities: &Form) -> Result<Scor
         };
         let base = run.bases.get(base);
         match &base.def {
-            Def::AddKnown { x, known, .. } if factor == 1.0 && softcap.is_none() && outer == 1.0 => {
+            Def::AddKnown { x, known, .. }
+                if factor == 1.0 && softcap.is_none() && outer == 1.0 =>
+            {
                 masks.push(known);
                 form = x;
             }
-            Def::Unary { function: Unary::Tanh, x } if softcap.is_none() => {
+            Def::Unary {
+                function: Unary::Tanh,
+                x,
+            } if softcap.is_none() => {
                 softcap = Some(outer * factor);
                 outer = 1.0;
                 form = x;
@@ -378,16 +523,34 @@ fn read_scores<'a>(run: &'a Interpretation, probabilities: &Form) -> Result<Scor
             Def::Contract { a, b } => {
                 let inner = outer * factor;
                 let scale = softcap.map_or(inner, |cap| inner * cap);
-                return Ok(Scores { q: a, k: b, scale, softcap, masks, shape: &base.shape, node: &base.node });
+                return Ok(Scores {
+                    q: a,
+                    k: b,
+                    scale,
+                    softcap,
+                    masks,
+                    shape: &base.shape,
+                    node: &base.node,
+                });
             }
             Def::AddKnown { .. } => return Err("its mask is scaled".into()),
-            _ => return Err(format!("its scores pass through {}, which is not understood", base.node)),
+            _ => {
+                return Err(format!(
+                    "its scores pass through {}, which is not understood",
+                    base.node
+                ));
+            }
         }
     }
 }
 
 /// The sum of the masks as `[tokens, total]`, the same for every head.
-fn combined(masks: &[&[f64]], heads: usize, tokens: usize, total: usize) -> Result<Option<Vec<f64>>, String> {
+fn combined(
+    masks: &[&[f64]],
+    heads: usize,
+    tokens: usize,
+    total: usize,
+) -> Result<Option<Vec<f64>>, String> {
     let size = tokens * total;
     let mut sum: Option<Vec<f64>> = None;
     for mask in masks {
@@ -395,7 +558,10 @@ fn combined(masks: &[&[f64]], heads: usize, tokens: usize, total: usize) -> Resu
             return Err("its mask differs between heads".into());
         }
         match &mut sum {
-            Some(sum) => sum.iter_mut().zip(*mask).for_each(|(sum, value)| *sum += value),
+            Some(sum) => sum
+                .iter_mut()
+                .zip(*mask)
+                .for_each(|(sum, value)| *sum += value),
             None => sum = Some(mask[..size].to_vec()),
         }
     }
@@ -407,7 +573,9 @@ fn far_scores<'a>(far: &'a Interpretation, node: &str) -> Option<Scores<'a>> {
     far.bases.iter().find_map(|(id, base)| match &base.def {
         Def::Softmax { .. } => {
             let probabilities = Form::identity(id, &base.shape);
-            read_scores(far, &probabilities).ok().filter(|scores| scores.node == node)
+            read_scores(far, &probabilities)
+                .ok()
+                .filter(|scores| scores.node == node)
         }
         _ => None,
     })
@@ -415,7 +583,9 @@ fn far_scores<'a>(far: &'a Interpretation, node: &str) -> Option<Scores<'a>> {
 
 fn far_query<'a>(far: &'a Interpretation, node: &str) -> Option<Heads<'a>> {
     let scores = far_scores(far, node)?;
-    let [lead @ .., _, _] = scores.shape else { return None };
+    let [lead @ .., _, _] = scores.shape else {
+        return None;
+    };
     let q = Spread::new(scores.q, lead)?;
     Some(Heads {
         heads: lead.iter().product(),
@@ -439,8 +609,11 @@ fn distinct_heads(
     heads: usize,
     head_dim: usize,
 ) -> Result<(Vec<usize>, Vec<usize>, usize), String> {
-    let pairs: Vec<(&[usize], &[usize])> =
-        key.columns.chunks_exact(head_dim).zip(value.columns.chunks_exact(head_dim)).collect();
+    let pairs: Vec<(&[usize], &[usize])> = key
+        .columns
+        .chunks_exact(head_dim)
+        .zip(value.columns.chunks_exact(head_dim))
+        .collect();
     let mut kept: Vec<(&[usize], &[usize])> = vec![];
     for pair in &pairs {
         if !kept.contains(pair) {
@@ -448,11 +621,21 @@ fn distinct_heads(
         }
     }
     let group = heads / kept.len().max(1);
-    let in_order = kept.len() * group == heads && pairs.iter().enumerate().all(|(head, pair)| kept[head / group] == *pair);
+    let in_order = kept.len() * group == heads
+        && pairs
+            .iter()
+            .enumerate()
+            .all(|(head, pair)| kept[head / group] == *pair);
     if !in_order {
         return Err("its query heads are not grouped in order over the key heads".into());
     }
-    let keys = kept.iter().flat_map(|(keys, _)| keys.iter().copied()).collect();
-    let values = kept.iter().flat_map(|(_, values)| values.iter().copied()).collect();
+    let keys = kept
+        .iter()
+        .flat_map(|(keys, _)| keys.iter().copied())
+        .collect();
+    let values = kept
+        .iter()
+        .flat_map(|(_, values)| values.iter().copied())
+        .collect();
     Ok((keys, values, kept.len()))
 }

@@ -29,7 +29,9 @@ impl Rows {
             return Some(Rows::Tokens { inner: after(axis) });
         }
         match only(&|size| size > 0 && size.is_multiple_of(tokens)).ok()? {
-            Some(axis) => Some(Rows::Tokens { inner: shape[axis] / tokens * after(axis) }),
+            Some(axis) => Some(Rows::Tokens {
+                inner: shape[axis] / tokens * after(axis),
+            }),
             None => Some(Rows::Last),
         }
     }
@@ -37,7 +39,10 @@ impl Rows {
     /// Token and column of an element.
     pub(super) fn place(self, index: usize, tokens: usize) -> (usize, usize) {
         match self {
-            Rows::Tokens { inner } => (index / inner % tokens, index / (inner * tokens) * inner + index % inner),
+            Rows::Tokens { inner } => (
+                index / inner % tokens,
+                index / (inner * tokens) * inner + index % inner,
+            ),
             Rows::Last => (tokens - 1, index),
         }
     }
@@ -57,14 +62,22 @@ impl Selection {
     /// The selection is a run of columns: its first one.
     pub(super) fn run(&self) -> Option<usize> {
         let first = *self.columns.first()?;
-        self.columns.iter().enumerate().all(|(i, &column)| column == first + i).then_some(first)
+        self.columns
+            .iter()
+            .enumerate()
+            .all(|(i, &column)| column == first + i)
+            .then_some(first)
     }
 }
 
 /// The form as columns of one base, the same for every token.
 pub(super) fn select(form: &Form, bases: &Bases, tokens: usize) -> Option<Selection> {
     let rows = Rows::of(&form.shape, tokens)?;
-    let base = *form.bases().iter().next().filter(|_| form.bases().len() == 1)?;
+    let base = *form
+        .bases()
+        .iter()
+        .next()
+        .filter(|_| form.bases().len() == 1)?;
     let base_rows = Rows::of(&bases.get(base).shape, tokens)?;
     let width = match rows {
         Rows::Tokens { .. } => form.len() / tokens,
@@ -85,7 +98,11 @@ pub(super) fn select(form: &Form, bases: &Bases, tokens: usize) -> Option<Select
             return None;
         }
     }
-    Some(Selection { base, columns, factor })
+    Some(Selection {
+        base,
+        columns,
+        factor,
+    })
 }
 
 /// The form is one base, element by element, times a factor.

@@ -35,9 +35,16 @@ impl Expression {
 #[derive(Debug)]
 pub(super) enum Elementwise {
     /// `activation(x)`.
-    Activation { activation: Activation, x: Selection },
+    Activation {
+        activation: Activation,
+        x: Selection,
+    },
     /// `activation(gate) * up`.
-    Gate { activation: Activation, gate: Selection, up: Selection },
+    Gate {
+        activation: Activation,
+        gate: Selection,
+        up: Selection,
+    },
     /// `cap * tanh(x / cap)`.
     Softcap { cap: f64, x: Selection },
 }
@@ -58,7 +65,9 @@ const ACTIVATIONS: [(Activation, fn(f64) -> f64); 6] = [
     (Activation::Silu, |x| Unary::QuickGelu(1.0).apply(x)),
     (Activation::GeluErf, |x| Unary::GeluErf.apply(x)),
     (Activation::GeluTanh, |x| Unary::GeluTanh.apply(x)),
-    (Activation::GeluSigmoid, |x| Unary::QuickGelu(1.702).apply(x)),
+    (Activation::GeluSigmoid, |x| {
+        Unary::QuickGelu(1.702).apply(x)
+    }),
     (Activation::Relu, |x| x.max(0.0)),
     (Activation::ReluSquared, |x| x.max(0.0) * x.max(0.0)),
 ];
@@ -79,11 +88,17 @@ impl Builder<'_> {
         let selection = select(form, self.bases, self.tokens)?;
         let factor = selection.factor;
         let whole = selection.run() == Some(0);
-        let inside = if whole && depth < 16 { self.of_base(selection.base, depth + 1) } else { None };
+        let inside = if whole && depth < 16 {
+            self.of_base(selection.base, depth + 1)
+        } else {
+            None
+        };
         let expression = match inside {
             Some(expression) => expression,
             None => {
-                let same = |leaf: &Selection| leaf.base == selection.base && leaf.columns == selection.columns;
+                let same = |leaf: &Selection| {
+                    leaf.base == selection.base && leaf.columns == selection.columns
+                };
                 let leaf = self.leaves.iter().position(same).unwrap_or_else(|| {
                     self.leaves.push(selection);
                     self.leaves.len() - 1
@@ -91,7 +106,11 @@ impl Builder<'_> {
                 Expression::Leaf(leaf)
             }
         };
-        Some(if factor == 1.0 { expression } else { Expression::Times(factor, expression.into()) })
+        Some(if factor == 1.0 {
+            expression
+        } else {
+            Expression::Times(factor, expression.into())
+        })
     }
 
     /// `None` when the base is no elementwise function: then it is a leaf.
@@ -104,14 +123,21 @@ impl Builder<'_> {
             Def::Unary { function, x } => {
                 Some(Expression::Unary(*function, self.of_form(x, depth)?.into()))
             }
-            Def::Mul { a, b } if a.shape == b.shape => {
-                Some(Expression::Product(self.of_form(a, depth)?.into(), self.of_form(b, depth)?.into()))
-            }
-            Def::Div { a, b } if a.shape == b.shape => {
-                Some(Expression::Quotient(self.of_form(a, depth)?.into(), self.of_form(b, depth)?.into()))
-            }
-            Def::Add { a, b } if a.shape == b.shape && self.elementwise(a) && self.elementwise(b) => {
-                Some(Expression::Sum(self.of_form(a, depth)?.into(), self.of_form(b, depth)?.into()))
+            Def::Mul { a, b } if a.shape == b.shape => Some(Expression::Product(
+                self.of_form(a, depth)?.into(),
+                self.of_form(b, depth)?.into(),
+            )),
+            Def::Div { a, b } if a.shape == b.shape => Some(Expression::Quotient(
+                self.of_form(a, depth)?.into(),
+                self.of_form(b, depth)?.into(),
+            )),
+            Def::Add { a, b }
+                if a.shape == b.shape && self.elementwise(a) && self.elementwise(b) =>
+            {
+                Some(Expression::Sum(
+                    self.of_form(a, depth)?.into(),
+                    self.of_form(b, depth)?.into(),
+                ))
             }
             Def::AddKnown { x, known, .. } => {
                 let first = *known.first()?;
@@ -133,7 +159,11 @@ impl Builder<'_> {
         select(form, self.bases, self.tokens).is_some_and(|selection| {
             matches!(
                 self.bases.get(selection.base).def,
-                Def::Unary { .. } | Def::Mul { .. } | Def::Div { .. } | Def::Linear { .. } | Def::AddKnown { .. }
+                Def::Unary { .. }
+                    | Def::Mul { .. }
+                    | Def::Div { .. }
+                    | Def::Linear { .. }
+                    | Def::AddKnown { .. }
             )
         })
     }
@@ -141,7 +171,12 @@ impl Builder<'_> {
 
 fn closest(function: impl Fn(f64) -> f64) -> Option<Activation> {
     let distance = |candidate: fn(f64) -> f64| {
-        probes().map(|x| (function(x) - candidate(x)).abs()).fold(0.0, |worst: f64, d| if d.is_nan() { f64::MAX } else { worst.max(d) })
+        probes()
+            .map(|x| (function(x) - candidate(x)).abs())
+            .fold(
+                0.0,
+                |worst: f64, d| if d.is_nan() { f64::MAX } else { worst.max(d) },
+            )
     };
     let (activation, distance) = ACTIVATIONS
         .iter()
@@ -151,8 +186,17 @@ fn closest(function: impl Fn(f64) -> f64) -> Option<Activation> {
 }
 
 /// The elementwise function that a base times `factor` computes.
-pub(super) fn elementwise(bases: &Bases, base: BaseId, factor: f64, tokens: usize) -> Option<Elementwise> {
-    let mut builder = Builder { bases, tokens, leaves: vec![] };
+pub(super) fn elementwise(
+    bases: &Bases,
+    base: BaseId,
+    factor: f64,
+    tokens: usize,
+) -> Option<Elementwise> {
+    let mut builder = Builder {
+        bases,
+        tokens,
+        leaves: vec![],
+    };
     let expression = Expression::Times(factor, builder.of_base(base, 0)?.into());
     let mut leaves = builder.leaves.into_iter();
     match (leaves.next(), leaves.next(), leaves.next()) {
@@ -175,13 +219,22 @@ pub(super) fn elementwise(bases: &Bases, base: BaseId, factor: f64, tokens: usiz
                     expression.value(&if in_second { [gate, up] } else { [up, gate] })
                 };
                 let activation = closest(|gate| at(gate, 1.0))?;
-                let linear = probes().all(|gate| (at(gate, -2.5) + 2.5 * at(gate, 1.0)).abs() < TOLERANCE);
+                let linear =
+                    probes().all(|gate| (at(gate, -2.5) + 2.5 * at(gate, 1.0)).abs() < TOLERANCE);
                 linear.then_some(activation)
             };
             if let Some(activation) = bilinear(true) {
-                return Some(Elementwise::Gate { activation, gate: first, up: second });
+                return Some(Elementwise::Gate {
+                    activation,
+                    gate: first,
+                    up: second,
+                });
             }
-            bilinear(false).map(|activation| Elementwise::Gate { activation, gate: second, up: first })
+            bilinear(false).map(|activation| Elementwise::Gate {
+                activation,
+                gate: second,
+                up: first,
+            })
         }
         _ => None,
     }
@@ -199,13 +252,24 @@ pub(super) fn norm(bases: &Bases, base: BaseId, tokens: usize) -> Option<Norm> {
     if group <= 1 {
         return None;
     }
-    let mut builder = Builder { bases, tokens, leaves: vec![] };
+    let mut builder = Builder {
+        bases,
+        tokens,
+        leaves: vec![],
+    };
     let expression = builder.of_scale(root)?;
-    let [leaf] = builder.leaves.as_slice() else { return None };
-    let Def::Mean { x: square } = &bases.get(leaf.base).def else { return None };
+    let [leaf] = builder.leaves.as_slice() else {
+        return None;
+    };
+    let Def::Mean { x: square } = &bases.get(leaf.base).def else {
+        return None;
+    };
     let (square_base, square_factor) = same_elements(square)?;
     let squared = match &bases.get(square_base).def {
-        Def::Unary { function: Unary::Pow(power), x } if *power == 2.0 => x,
+        Def::Unary {
+            function: Unary::Pow(power),
+            x,
+        } if *power == 2.0 => x,
         Def::Mul { a, b } if same_form(a, b) => a,
         _ => return None,
     };
@@ -227,7 +291,12 @@ pub(super) fn norm(bases: &Bases, base: BaseId, tokens: usize) -> Option<Norm> {
         Some(x) => (NormKind::Layer, x),
         None => (NormKind::Rms, squared.clone()),
     };
-    Some(Norm { kind, x, epsilon: epsilon as f32, group })
+    Some(Norm {
+        kind,
+        x,
+        epsilon: epsilon as f32,
+        group,
+    })
 }
 
 impl Builder<'_> {
@@ -236,7 +305,11 @@ impl Builder<'_> {
         let (base, factor) = same_elements(form)?;
         let expression = match &self.bases.get(base).def {
             Def::Mean { .. } => {
-                self.leaves.push(Selection { base, columns: vec![0], factor: 1.0 });
+                self.leaves.push(Selection {
+                    base,
+                    columns: vec![0],
+                    factor: 1.0,
+                });
                 Expression::Leaf(0)
             }
             Def::Unary { function, x } => Expression::Unary(*function, self.of_scale(x)?.into()),
@@ -249,7 +322,11 @@ impl Builder<'_> {
             }
             _ => return None,
         };
-        Some(if factor == 1.0 { expression } else { Expression::Times(factor, expression.into()) })
+        Some(if factor == 1.0 {
+            expression
+        } else {
+            Expression::Times(factor, expression.into())
+        })
     }
 }
 
@@ -263,8 +340,12 @@ fn same_form(a: &Form, b: &Form) -> bool {
 /// For `x - mean(x)`: `x`.
 fn centred(bases: &Bases, form: &Form) -> Option<Form> {
     let (base, factor) = same_elements(form)?;
-    let Def::Add { a, b } = &bases.get(base).def else { return None };
+    let Def::Add { a, b } = &bases.get(base).def else {
+        return None;
+    };
     let (mean_base, mean_factor) = same_elements(b)?;
-    let Def::Mean { x } = &bases.get(mean_base).def else { return None };
+    let Def::Mean { x } = &bases.get(mean_base).def else {
+        return None;
+    };
     (factor == 1.0 && mean_factor == -1.0 && same_form(a, x)).then(|| a.clone())
 }

@@ -12,7 +12,10 @@ pub(super) struct Heads<'a> {
     /// New tokens.
     pub(super) tokens: usize,
     /// `(head, token, column) -> summands`.
-    #[expect(clippy::type_complexity, reason = "one closure per spelling of attention")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "one closure per spelling of attention"
+    )]
     pub(super) at: Box<dyn Fn(usize, usize, usize) -> Vec<(Element, f64)> + 'a>,
 }
 
@@ -46,7 +49,9 @@ impl Heads<'_> {
     /// Which columns of which value the heads are, or why they are not a projection with a rotary embedding.
     pub(super) fn read(&self, bases: &Bases) -> Result<HeadColumns, String> {
         let first = (self.at)(0, 0, 0);
-        let Some(&(element, _)) = first.first() else { return Err("its elements are zero".into()) };
+        let Some(&(element, _)) = first.first() else {
+            return Err("its elements are zero".into());
+        };
         let base = element.base;
         if matches!(bases.get(base).def, Def::Past) {
             return Err("it reads the cache where new tokens belong".into());
@@ -58,8 +63,9 @@ impl Heads<'_> {
         let mut factor = None;
         let mut rotation: Option<Rotation> = None;
         for head in 0..self.heads {
-            let parts: Vec<Part> =
-                (0..self.head_dim).map(|column| self.part(base, rows, head, column)).collect::<Result<_, _>>()?;
+            let parts: Vec<Part> = (0..self.head_dim)
+                .map(|column| self.part(base, rows, head, column))
+                .collect::<Result<_, _>>()?;
             let (own, head_rotation, head_factor) = self.read_head(&parts)?;
             columns.extend(own);
             let same_factor = |held: f64| (held - head_factor).abs() <= 1e-5 * held.abs();
@@ -74,12 +80,20 @@ impl Heads<'_> {
                 _ => return Err("its heads turn differently".into()),
             }
         }
-        Ok(HeadColumns { base, columns, factor: factor.unwrap_or(1.0), rotation })
+        Ok(HeadColumns {
+            base,
+            columns,
+            factor: factor.unwrap_or(1.0),
+            rotation,
+        })
     }
 
     /// The one or two base columns a head's column is made of, with their factors per token.
     fn part(&self, base: BaseId, rows: Rows, head: usize, column: usize) -> Result<Part, String> {
-        let mut part = Part { columns: vec![], factors: vec![] };
+        let mut part = Part {
+            columns: vec![],
+            factors: vec![],
+        };
         for token in 0..self.tokens {
             for (element, factor) in (self.at)(head, token, column) {
                 let (from_token, from_column) = rows.place(element.index, self.tokens);
@@ -89,26 +103,44 @@ impl Heads<'_> {
                 if factor == 0.0 {
                     continue;
                 }
-                let at = part.columns.iter().position(|&held| held == from_column).unwrap_or_else(|| {
-                    part.columns.push(from_column);
-                    part.factors.push(vec![0.0; self.tokens]);
-                    part.columns.len() - 1
-                });
+                let at = part
+                    .columns
+                    .iter()
+                    .position(|&held| held == from_column)
+                    .unwrap_or_else(|| {
+                        part.columns.push(from_column);
+                        part.factors.push(vec![0.0; self.tokens]);
+                        part.columns.len() - 1
+                    });
                 part.factors[at][token] += factor;
             }
         }
-        if matches!(part.columns.len(), 1 | 2) { Ok(part) } else { Err("its columns mix more than two".into()) }
+        if matches!(part.columns.len(), 1 | 2) {
+            Ok(part)
+        } else {
+            Err("its columns mix more than two".into())
+        }
     }
 
     fn read_head(&self, parts: &[Part]) -> Result<(Vec<usize>, Option<Rotation>, f64), String> {
-        let plain = |part: &Part| part.columns.len() == 1 && part.factors[0].iter().all(|f| *f == part.factors[0][0]);
+        let plain = |part: &Part| {
+            part.columns.len() == 1 && part.factors[0].iter().all(|f| *f == part.factors[0][0])
+        };
         let turned: Vec<usize> = (0..parts.len()).filter(|&i| !plain(&parts[i])).collect();
-        let still: Vec<f64> = parts.iter().filter(|part| plain(part)).map(|part| part.factors[0][0]).collect();
+        let still: Vec<f64> = parts
+            .iter()
+            .filter(|part| plain(part))
+            .map(|part| part.factors[0][0])
+            .collect();
         if still.iter().any(|factor| *factor != still[0]) {
             return Err("its columns have different factors".into());
         }
         if turned.is_empty() {
-            return Ok((parts.iter().map(|part| part.columns[0]).collect(), None, still[0]));
+            return Ok((
+                parts.iter().map(|part| part.columns[0]).collect(),
+                None,
+                still[0],
+            ));
         }
         let rotated = turned.len();
         if turned.iter().enumerate().any(|(i, &column)| i != column) || !rotated.is_multiple_of(2) {
@@ -116,14 +148,20 @@ impl Heads<'_> {
         }
         let half = rotated / 2;
         let is_pair = |a: usize, b: usize| {
-            parts[a].columns.len() == 2 && parts[a].columns.iter().all(|column| parts[b].columns.contains(column))
+            parts[a].columns.len() == 2
+                && parts[a]
+                    .columns
+                    .iter()
+                    .all(|column| parts[b].columns.contains(column))
         };
         let pairs = if (0..half).all(|i| is_pair(i, i + half)) {
             PairLayout::Halves
         } else if (0..half).all(|i| is_pair(2 * i, 2 * i + 1)) {
             PairLayout::Interleaved
         } else {
-            return Err("the pairs of columns that turn together are neither halves nor neighbours".into());
+            return Err(
+                "the pairs of columns that turn together are neither halves nor neighbours".into(),
+            );
         };
         let mut own: Vec<usize> = parts.iter().map(|part| part.columns[0]).collect();
         let mut angles = vec![vec![0.0; half]; self.tokens];
@@ -133,7 +171,8 @@ impl Heads<'_> {
                 PairLayout::Halves => (pair, pair + half),
                 PairLayout::Interleaved => (2 * pair, 2 * pair + 1),
             };
-            let turn = Turn::read(&parts[a], &parts[b]).ok_or("its columns do not turn in a circle")?;
+            let turn =
+                Turn::read(&parts[a], &parts[b]).ok_or("its columns do not turn in a circle")?;
             own[a] = turn.columns.0;
             own[b] = turn.columns.1;
             for (token, (cos, sin)) in turn.turns.iter().enumerate() {
@@ -142,11 +181,23 @@ impl Heads<'_> {
             }
         }
         let length = lengths.iter().sum::<f64>() / lengths.len() as f64;
-        if lengths.iter().any(|held| (held - length).abs() > 2e-3 * length) {
+        if lengths
+            .iter()
+            .any(|held| (held - length).abs() > 2e-3 * length)
+        {
             return Err("its columns do not turn in a circle".into());
         }
         let factor = still.first().copied().unwrap_or(length);
-        Ok((own, Some(Rotation { pairs, rotated, angles, magnitude: length / factor }), factor))
+        Ok((
+            own,
+            Some(Rotation {
+                pairs,
+                rotated,
+                angles,
+                magnitude: length / factor,
+            }),
+            factor,
+        ))
     }
 }
 
@@ -157,10 +208,15 @@ impl Rotation {
         self.pairs == other.pairs
             && self.rotated == other.rotated
             && (self.magnitude - other.magnitude).abs() < 1e-3
-            && self.angles.iter().flatten().zip(other.angles.iter().flatten()).all(|(a, b)| {
-                let apart = (a - b).rem_euclid(turn);
-                apart.min(turn - apart) < SAME_ANGLE
-            })
+            && self
+                .angles
+                .iter()
+                .flatten()
+                .zip(other.angles.iter().flatten())
+                .all(|(a, b)| {
+                    let apart = (a - b).rem_euclid(turn);
+                    apart.min(turn - apart) < SAME_ANGLE
+                })
     }
 }
 
@@ -173,7 +229,10 @@ struct Part {
 
 impl Part {
     fn factor(&self, column: usize, token: usize) -> f64 {
-        self.columns.iter().position(|&held| held == column).map_or(0.0, |at| self.factors[at][token])
+        self.columns
+            .iter()
+            .position(|&held| held == column)
+            .map_or(0.0, |at| self.factors[at][token])
     }
 }
 
@@ -185,7 +244,9 @@ struct Turn {
 
 impl Turn {
     fn read(first: &Part, second: &Part) -> Option<Turn> {
-        let &[a, b] = first.columns.as_slice() else { return None };
+        let &[a, b] = first.columns.as_slice() else {
+            return None;
+        };
         [(a, b), (b, a)].into_iter().find_map(|(x, y)| {
             let mut turns = vec![];
             for token in 0..first.factors[0].len() {
@@ -198,7 +259,10 @@ impl Turn {
                 }
                 turns.push(((cos + other_cos) / 2.0, (sin - minus_sin) / 2.0));
             }
-            Some(Turn { columns: (x, y), turns })
+            Some(Turn {
+                columns: (x, y),
+                turns,
+            })
         })
     }
 }

@@ -17,7 +17,10 @@ pub(super) fn window(mask: &[f64], tokens: usize, total: usize) -> Result<Option
             return Err("a query sees no key at all".into());
         };
         if (0..total).any(|key| visible(key) != (first..=position).contains(&key)) {
-            return Err("it is not causal: what a query sees is not the run of keys up to its own position".into());
+            return Err(
+                "it is not causal: what a query sees is not the run of keys up to its own position"
+                    .into(),
+            );
         }
         if (first..=position).any(|key| row[key].abs() > 1e-6) {
             return Err("it adds to the scores of visible keys (ALiBi and relative position biases are not supported)".into());
@@ -40,18 +43,34 @@ mod tests {
     fn mask(tokens: usize, total: usize, visible: impl Fn(usize, usize) -> bool) -> Vec<f64> {
         (0..tokens)
             .flat_map(|token| (0..total).map(move |key| (token, key)))
-            .map(|(token, key)| if visible(total - tokens + token, key) { 0.0 } else { f64::NEG_INFINITY })
+            .map(|(token, key)| {
+                if visible(total - tokens + token, key) {
+                    0.0
+                } else {
+                    f64::NEG_INFINITY
+                }
+            })
             .collect()
     }
 
     #[test]
     fn a_causal_mask_has_no_window() {
-        assert_eq!(window(&mask(3, 8, |query, key| key <= query), 3, 8), Ok(None));
+        assert_eq!(
+            window(&mask(3, 8, |query, key| key <= query), 3, 8),
+            Ok(None)
+        );
     }
 
     #[test]
     fn a_sliding_window_is_counted_with_the_query_itself() {
-        assert_eq!(window(&mask(3, 8, |query, key| key <= query && key + 4 > query), 3, 8), Ok(Some(4)));
+        assert_eq!(
+            window(
+                &mask(3, 8, |query, key| key <= query && key + 4 > query),
+                3,
+                8
+            ),
+            Ok(Some(4))
+        );
     }
 
     #[test]

@@ -41,9 +41,15 @@ pub(super) struct Recognised {
 
 /// Matches everything the logits depend on. `near` is interpreted at a short past whose elements are tracked,
 /// `far` at a long one, to see windows and far angles.
-pub(super) fn recognise(near: &Interpretation, far: Option<&Interpretation>) -> Matched<Recognised> {
+pub(super) fn recognise(
+    near: &Interpretation,
+    far: Option<&Interpretation>,
+) -> Matched<Recognised> {
     let Some(logits) = &near.logits else {
-        return Err(NotMatched { node: "logits".into(), reason: "they depend on nodes that are not understood".into() });
+        return Err(NotMatched {
+            node: "logits".into(),
+            reason: "they depend on nodes that are not understood".into(),
+        });
     };
     let mut matcher = Matcher {
         near,
@@ -60,10 +66,26 @@ pub(super) fn recognise(near: &Interpretation, far: Option<&Interpretation>) -> 
     let vocabulary = columns.width;
     let whole = columns.offset == 0 && matcher.nodes[columns.node].width == columns.width;
     if !whole {
-        return Err(NotMatched { node: "logits".into(), reason: "they are part of a wider value".into() });
+        return Err(NotMatched {
+            node: "logits".into(),
+            reason: "they are part of a wider value".into(),
+        });
     }
-    let Matcher { nodes, layers, ropes, parts, .. } = matcher;
-    Ok(Recognised { nodes, layers, ropes, logits: columns.node, vocabulary, parts })
+    let Matcher {
+        nodes,
+        layers,
+        ropes,
+        parts,
+        ..
+    } = matcher;
+    Ok(Recognised {
+        nodes,
+        layers,
+        ropes,
+        logits: columns.node,
+        vocabulary,
+        parts,
+    })
 }
 
 /// A linear projection with its bias, seen through the nodes that add it.
@@ -111,26 +133,45 @@ impl<'a> Matcher<'a> {
     }
 
     fn fail<T>(&self, node: &str, reason: impl Into<String>) -> Matched<T> {
-        Err(NotMatched { node: node.to_owned(), reason: reason.into() })
+        Err(NotMatched {
+            node: node.to_owned(),
+            reason: reason.into(),
+        })
     }
 
     /// The id of an operator on these inputs; an equal one is used again.
     fn push(&mut self, name: &str, op: Op, inputs: Vec<Columns>, width: usize) -> usize {
-        if let Some(held) = self.nodes.iter().position(|node| node.op == op && node.inputs == inputs) {
+        if let Some(held) = self
+            .nodes
+            .iter()
+            .position(|node| node.op == op && node.inputs == inputs)
+        {
             return held;
         }
-        self.nodes.push(Node { name: name.to_owned(), op, inputs, width });
+        self.nodes.push(Node {
+            name: name.to_owned(),
+            op,
+            inputs,
+            width,
+        });
         self.nodes.len() - 1
     }
 
     fn whole(&self, node: usize) -> Columns {
-        Columns { node, offset: 0, width: self.nodes[node].width }
+        Columns {
+            node,
+            offset: 0,
+            width: self.nodes[node].width,
+        }
     }
 
     fn select(&self, form: &Form, reader: &str) -> Matched<Selection> {
         match select(form, &self.near.bases, self.tokens()) {
             Some(selection) => Ok(selection),
-            None => self.fail(reader, "an input is not a selection of one value's columns, token by token"),
+            None => self.fail(
+                reader,
+                "an input is not a selection of one value's columns, token by token",
+            ),
         }
     }
 
@@ -147,7 +188,16 @@ impl<'a> Matcher<'a> {
             return Ok((self.selected(&selection, reader)?, 1.0));
         }
         let factor = selection.factor;
-        Ok((self.selected(&Selection { factor: 1.0, ..selection }, reader)?, factor))
+        Ok((
+            self.selected(
+                &Selection {
+                    factor: 1.0,
+                    ..selection
+                },
+                reader,
+            )?,
+            factor,
+        ))
     }
 
     fn selected(&mut self, selection: &Selection, reader: &str) -> Matched<Columns> {
@@ -156,7 +206,10 @@ impl<'a> Matcher<'a> {
         }
         let base = self.base(selection.base);
         let Some(offset) = selection.run() else {
-            return self.fail(reader, format!("it reads scattered columns of {}", base.node));
+            return self.fail(
+                reader,
+                format!("it reads scattered columns of {}", base.node),
+            );
         };
         let width = selection.columns.len();
         // An embedding and a function can carry a factor themselves.
@@ -164,16 +217,33 @@ impl<'a> Matcher<'a> {
             Def::Embed { .. } => true,
             Def::Mul { .. } | Def::Div { .. } | Def::Unary { .. } => {
                 selection.factor != 1.0
-                    && functions::elementwise(&self.near.bases, selection.base, selection.factor, self.tokens()).is_some()
+                    && functions::elementwise(
+                        &self.near.bases,
+                        selection.base,
+                        selection.factor,
+                        self.tokens(),
+                    )
+                    .is_some()
             }
             _ => false,
         };
         let node = self.value(selection.base, if inside { selection.factor } else { 1.0 })?;
-        let columns = Columns { node, offset, width };
+        let columns = Columns {
+            node,
+            offset,
+            width,
+        };
         if inside || selection.factor == 1.0 {
             return Ok(columns);
         }
-        let scaled = self.push(&base.node, Op::Scale { factor: selection.factor as f32 }, vec![columns], width);
+        let scaled = self.push(
+            &base.node,
+            Op::Scale {
+                factor: selection.factor as f32,
+            },
+            vec![columns],
+            width,
+        );
         Ok(self.whole(scaled))
     }
 
@@ -202,31 +272,55 @@ impl<'a> Matcher<'a> {
             Def::Embed { table } => {
                 let width = table.cols();
                 let table = self.parts.matrix(name, table);
-                Ok(self.push(name, Op::Embed { table, scale: factor as f32 }, vec![], width))
+                Ok(self.push(
+                    name,
+                    Op::Embed {
+                        table,
+                        scale: factor as f32,
+                    },
+                    vec![],
+                    width,
+                ))
             }
             Def::Linear { .. } => {
-                let count = select(&Form::identity(id, &base.shape), &self.near.bases, self.tokens());
+                let count = select(
+                    &Form::identity(id, &base.shape),
+                    &self.near.bases,
+                    self.tokens(),
+                );
                 match count.and_then(|selection| self.projection(&selection)) {
                     Some(projection) => Ok(self.emit_projection(projection)?.node),
                     None => self.fail(name, "its tokens cannot be told from its columns"),
                 }
             }
-            Def::AddKnown { x, known, table } => self.emit_known_sum(base, x, known, table.as_ref()),
+            Def::AddKnown { x, known, table } => {
+                self.emit_known_sum(base, x, known, table.as_ref())
+            }
             Def::ScaleColumns { x, factors } => {
                 let selection = self.select(x, name)?;
-                let factors = self.per_column(base, factors).filter(|_| selection.run() == Some(0));
+                let factors = self
+                    .per_column(base, factors)
+                    .filter(|_| selection.run() == Some(0));
                 let Some(factors) = factors else {
                     return self.fail(name, "it scales values token by token");
                 };
-                let factors: Vec<f64> = factors.iter().map(|factor| factor * selection.factor).collect();
+                let factors: Vec<f64> = factors
+                    .iter()
+                    .map(|factor| factor * selection.factor)
+                    .collect();
                 match self.norm_with(selection.base, Some(&factors), None)? {
                     Some(node) => Ok(node),
-                    None => self.fail(name, "it scales the columns of a value that is neither a projection nor a norm"),
+                    None => self.fail(
+                        name,
+                        "it scales the columns of a value that is neither a projection nor a norm",
+                    ),
                 }
             }
             Def::Add { a, b } => {
-                let ((a, a_factor), (b, b_factor)) =
-                    (self.columns_and_factor(a, name)?, self.columns_and_factor(b, name)?);
+                let ((a, a_factor), (b, b_factor)) = (
+                    self.columns_and_factor(a, name)?,
+                    self.columns_and_factor(b, name)?,
+                );
                 let (a, b, scale) = match (a_factor, b_factor) {
                     (1.0, scale) => (a, b, scale),
                     (scale, 1.0) => (b, a, scale),
@@ -235,7 +329,14 @@ impl<'a> Matcher<'a> {
                 if a.width != b.width {
                     return self.fail(name, "the sides of a sum differ in width");
                 }
-                Ok(self.push(name, Op::Add { scale: scale as f32 }, vec![a, b], a.width))
+                Ok(self.push(
+                    name,
+                    Op::Add {
+                        scale: scale as f32,
+                    },
+                    vec![a, b],
+                    a.width,
+                ))
             }
             Def::Mul { .. } | Def::Div { .. } | Def::Unary { .. } => {
                 match functions::elementwise(&self.near.bases, id, factor, self.tokens()) {
@@ -259,8 +360,15 @@ impl<'a> Matcher<'a> {
                 let x = self.selected(&unscaled(x), name)?;
                 Ok(self.push(name, Op::Activate { activation }, vec![x], x.width))
             }
-            Elementwise::Gate { activation, gate, up } => {
-                let (gate, up) = (self.selected(&unscaled(gate), name)?, self.selected(&unscaled(up), name)?);
+            Elementwise::Gate {
+                activation,
+                gate,
+                up,
+            } => {
+                let (gate, up) = (
+                    self.selected(&unscaled(gate), name)?,
+                    self.selected(&unscaled(up), name)?,
+                );
                 if gate.width != up.width {
                     return self.fail(name, "gate and up differ in width");
                 }
@@ -286,15 +394,29 @@ impl<'a> Matcher<'a> {
             let first = rows.rows.first().copied().unwrap_or(0);
             let past = self.near.lengths.past;
             let consecutive = rows.rows.len() == self.tokens()
-                && rows.rows.iter().enumerate().all(|(token, &row)| row == first + token);
+                && rows
+                    .rows
+                    .iter()
+                    .enumerate()
+                    .all(|(token, &row)| row == first + token);
             if consecutive && first >= past {
                 let (x, scale) = self.columns_and_factor(x, name)?;
                 let width = rows.table.cols();
                 let table = self.parts.matrix(&format!("{name}/positions"), &rows.table);
-                let op = Op::PositionEmbed { table, offset: first - past };
+                let op = Op::PositionEmbed {
+                    table,
+                    offset: first - past,
+                };
                 let positions = self.push(&format!("{name}/positions"), op, vec![], width);
                 let positions = self.whole(positions);
-                return Ok(self.push(name, Op::Add { scale: scale as f32 }, vec![positions, x], width));
+                return Ok(self.push(
+                    name,
+                    Op::Add {
+                        scale: scale as f32,
+                    },
+                    vec![positions, x],
+                    width,
+                ));
             }
         }
         let selection = self.select(x, name)?;
@@ -305,9 +427,20 @@ impl<'a> Matcher<'a> {
                 Def::ScaleColumns { x, factors } => {
                     let inner = self.select(x, name)?;
                     let factors = self.per_column(self.base(selection.base), factors);
-                    (inner, factors.map(|factors| factors.iter().map(|factor| factor * selection.factor).collect()))
+                    (
+                        inner,
+                        factors.map(|factors| {
+                            factors
+                                .iter()
+                                .map(|factor| factor * selection.factor)
+                                .collect()
+                        }),
+                    )
                 }
-                _ => (selection.clone(), Some(vec![selection.factor; selection.columns.len()])),
+                _ => (
+                    selection.clone(),
+                    Some(vec![selection.factor; selection.columns.len()]),
+                ),
             };
             let factors: Option<Vec<f64>> =
                 factors.map(|factors| factors.iter().map(|factor| factor * norm.factor).collect());
@@ -341,13 +474,36 @@ impl<'a> Matcher<'a> {
     }
 
     /// The norm a base computes, with factors and summands per column; `None` when it is no norm.
-    fn norm_with(&mut self, id: BaseId, factors: Option<&[f64]>, bias: Option<&[f64]>) -> Matched<Option<usize>> {
+    fn norm_with(
+        &mut self,
+        id: BaseId,
+        factors: Option<&[f64]>,
+        bias: Option<&[f64]>,
+    ) -> Matched<Option<usize>> {
         let base = self.base(id);
         let name = &base.node;
         let (kind, x, epsilon, group, weight, own_bias) = match &base.def {
-            Def::Norm(NormDef { x, layer, weight, bias, epsilon, group }) => {
-                let kind = if *layer { NormKind::Layer } else { NormKind::Rms };
-                (kind, x.clone(), *epsilon, *group, weight.clone(), bias.clone())
+            Def::Norm(NormDef {
+                x,
+                layer,
+                weight,
+                bias,
+                epsilon,
+                group,
+            }) => {
+                let kind = if *layer {
+                    NormKind::Layer
+                } else {
+                    NormKind::Rms
+                };
+                (
+                    kind,
+                    x.clone(),
+                    *epsilon,
+                    *group,
+                    weight.clone(),
+                    bias.clone(),
+                )
             }
             Def::Mul { .. } | Def::Div { .. } => {
                 match functions::norm(&self.near.bases, id, self.tokens()) {
@@ -361,9 +517,15 @@ impl<'a> Matcher<'a> {
         let narrow = |values: &[f64]| -> Vec<f32> {
             let all: Vec<f32> = values.iter().map(|value| *value as f32).collect();
             let repeats = all.chunks(group).all(|chunk| chunk == &all[..chunk.len()]);
-            if repeats { all[..group.min(all.len())].to_vec() } else { all }
+            if repeats {
+                all[..group.min(all.len())].to_vec()
+            } else {
+                all
+            }
         };
-        let factors = factors.filter(|factors| factors.iter().any(|factor| *factor != 1.0)).map(narrow);
+        let factors = factors
+            .filter(|factors| factors.iter().any(|factor| *factor != 1.0))
+            .map(narrow);
         let added = bias.map(narrow);
         let (weight, bias) = match (weight, own_bias, factors, added) {
             (weight, own_bias, None, None) => (weight, own_bias),
@@ -373,7 +535,13 @@ impl<'a> Matcher<'a> {
         };
         let weight = weight.map(|weight| self.parts.vector(&format!("{name}/weight"), weight));
         let bias = bias.map(|bias| self.parts.vector(&format!("{name}/bias"), bias));
-        let op = Op::Norm { kind, epsilon, group, weight, bias };
+        let op = Op::Norm {
+            kind,
+            epsilon,
+            group,
+            weight,
+            bias,
+        };
         Ok(Some(self.push(name, op, vec![x], x.width)))
     }
 
@@ -393,21 +561,40 @@ impl<'a> Matcher<'a> {
                 factors: None,
                 bias: None,
             }),
-            Def::AddKnown { x, known: own, table: None } | Def::ScaleColumns { x, factors: own } => {
+            Def::AddKnown {
+                x,
+                known: own,
+                table: None,
+            }
+            | Def::ScaleColumns { x, factors: own } => {
                 let own = self.per_column(base, own)?;
-                let own: Vec<f64> = selection.columns.iter().map(|column| own[*column]).collect();
+                let own: Vec<f64> = selection
+                    .columns
+                    .iter()
+                    .map(|column| own[*column])
+                    .collect();
                 let inner = select(x, &self.near.bases, self.tokens())?;
                 let factor = inner.factor;
                 let mut projection = self.projection(&Selection {
                     base: inner.base,
-                    columns: selection.columns.iter().map(|column| inner.columns[*column]).collect(),
+                    columns: selection
+                        .columns
+                        .iter()
+                        .map(|column| inner.columns[*column])
+                        .collect(),
                     factor: 1.0,
                 })?;
-                let scale = |values: &mut Option<Vec<f64>>, by: &dyn Fn(usize) -> f64, missing: Option<f64>| {
+                let scale = |values: &mut Option<Vec<f64>>,
+                             by: &dyn Fn(usize) -> f64,
+                             missing: Option<f64>| {
                     if values.is_none() {
                         *values = missing.map(|value| vec![value; own.len()]);
                     }
-                    values.iter_mut().flatten().enumerate().for_each(|(i, value)| *value *= by(i));
+                    values
+                        .iter_mut()
+                        .flatten()
+                        .enumerate()
+                        .for_each(|(i, value)| *value *= by(i));
                 };
                 if factor != 1.0 {
                     scale(&mut projection.factors, &|_| factor, Some(1.0));
@@ -418,7 +605,9 @@ impl<'a> Matcher<'a> {
                     scale(&mut projection.bias, &|i| own[i], None);
                 } else {
                     let bias = projection.bias.get_or_insert_with(|| vec![0.0; own.len()]);
-                    bias.iter_mut().zip(&own).for_each(|(bias, own)| *bias += own);
+                    bias.iter_mut()
+                        .zip(&own)
+                        .for_each(|(bias, own)| *bias += own);
                 }
                 Some(projection)
             }
@@ -446,7 +635,9 @@ impl<'a> Matcher<'a> {
         } else {
             let factors: Option<Vec<f32>> =
                 factors.map(|factors| factors.iter().map(|factor| *factor as f32).collect());
-            projection.weight.with_rows(&projection.rows, factors.as_deref())
+            projection
+                .weight
+                .with_rows(&projection.rows, factors.as_deref())
         };
         if x.width != weight.cols() {
             return self.fail(projection.node, "its input is not as wide as its weight");
@@ -455,7 +646,8 @@ impl<'a> Matcher<'a> {
         let weight = self.parts.matrix(projection.node, &weight);
         let bias = projection.bias.map(|bias| {
             let bias = bias.iter().map(|value| *value as f32).collect();
-            self.parts.vector(&format!("{}/bias", projection.node), bias)
+            self.parts
+                .vector(&format!("{}/bias", projection.node), bias)
         });
         let node = self.push(projection.node, Op::Linear { weight, bias }, vec![x], width);
         self.projections.insert(key, node);
@@ -465,5 +657,8 @@ impl<'a> Matcher<'a> {
 
 /// The leaf of an expression: its factor is part of the expression already.
 fn unscaled(selection: Selection) -> Selection {
-    Selection { factor: 1.0, ..selection }
+    Selection {
+        factor: 1.0,
+        ..selection
+    }
 }

@@ -27,13 +27,20 @@ pub(super) fn frequencies(
 ) -> Result<Vec<f32>, String> {
     // An angle is as exact as the type it was computed in; f16 keeps 11 bits of it.
     let rounding = if half_precision { 1e-3 } else { 1e-6 };
-    let Some(first) = observed.first() else { return Err("no angle was observed".into()) };
+    let Some(first) = observed.first() else {
+        return Err("no angle was observed".into());
+    };
     let pairs = first.angles.first().map_or(0, Vec::len);
     let mut estimates = Vec::with_capacity(pairs);
     for pair in 0..pairs {
-        let steps: Vec<f64> =
-            first.angles.windows(2).map(|two| unwrapped(two[1][pair] - two[0][pair], 0.0)).collect();
-        let Some(&step) = steps.first() else { return Err("too few positions were observed".into()) };
+        let steps: Vec<f64> = first
+            .angles
+            .windows(2)
+            .map(|two| unwrapped(two[1][pair] - two[0][pair], 0.0))
+            .collect();
+        let Some(&step) = steps.first() else {
+            return Err("too few positions were observed".into());
+        };
         let mut frequency = step;
         let mut at = 1.0;
         for run in observed {
@@ -87,7 +94,14 @@ mod tests {
     fn angles(frequencies: &[f64], first: usize, tokens: usize) -> Vec<Vec<f64>> {
         (first..first + tokens)
             .map(|position| {
-                frequencies.iter().map(|f| (f * position as f64).sin().atan2((f * position as f64).cos())).collect()
+                frequencies
+                    .iter()
+                    .map(|f| {
+                        (f * position as f64)
+                            .sin()
+                            .atan2((f * position as f64).cos())
+                    })
+                    .collect()
             })
             .collect()
     }
@@ -96,8 +110,16 @@ mod tests {
     fn frequencies_are_recovered_through_full_turns() {
         let real = [1.0, 0.3, 0.001, 2.5e-5];
         let (near, far) = (angles(&real, 7, 5), angles(&real, 900, 5));
-        let observed =
-            [Observed { first_position: 7, angles: &near }, Observed { first_position: 900, angles: &far }];
+        let observed = [
+            Observed {
+                first_position: 7,
+                angles: &near,
+            },
+            Observed {
+                first_position: 900,
+                angles: &far,
+            },
+        ];
         let found = frequencies(&observed, &[], false).unwrap();
         for (found, real) in found.iter().zip(real) {
             assert!((f64::from(*found) / real - 1.0).abs() < 1e-6);
@@ -108,15 +130,29 @@ mod tests {
     fn a_constant_of_the_export_is_taken_to_the_bit() {
         let real: Rc<[f64]> = Rc::from([1.0, f64::from(0.1f32)]);
         let near = angles(&[1.0, 0.100_000_1], 3, 5);
-        let observed = [Observed { first_position: 3, angles: &near }];
-        assert_eq!(frequencies(&observed, std::slice::from_ref(&real), false).unwrap(), [1.0, 0.1]);
+        let observed = [Observed {
+            first_position: 3,
+            angles: &near,
+        }];
+        assert_eq!(
+            frequencies(&observed, std::slice::from_ref(&real), false).unwrap(),
+            [1.0, 0.1]
+        );
     }
 
     #[test]
     fn angles_that_change_their_pace_are_refused() {
         let (near, far) = (angles(&[0.5], 7, 5), angles(&[0.4], 900, 5));
-        let observed =
-            [Observed { first_position: 7, angles: &near }, Observed { first_position: 900, angles: &far }];
+        let observed = [
+            Observed {
+                first_position: 7,
+                angles: &near,
+            },
+            Observed {
+                first_position: 900,
+                angles: &far,
+            },
+        ];
         assert!(frequencies(&observed, &[], false).is_err());
     }
 }
