@@ -85,6 +85,18 @@ impl Export {
         if path.is_dir() && folders[0] != path {
             folders.push(path.to_owned());
         }
+        Ok(Export {
+            model,
+            ..Export::beside(&folders)?
+        })
+    }
+
+    /// What lies in `folder` apart from the model.
+    pub fn companions(folder: &Path) -> Result<Export, ExportError> {
+        Export::beside(&[folder.to_owned()])
+    }
+
+    fn beside(folders: &[PathBuf]) -> Result<Export, ExportError> {
         let find = |name: &str| {
             folders
                 .iter()
@@ -105,7 +117,7 @@ impl Export {
             None => default_template(&tokenizer_config["chat_template"]),
         };
         Ok(Export {
-            model,
+            model: PathBuf::new(),
             config: json("config.json")?,
             genai_config: json("genai_config.json")?,
             generation_config: json("generation_config.json")?,
@@ -185,6 +197,14 @@ impl Export {
         ]
         .into_iter()
         .find_map(token_id)
+    }
+
+    /// Licences that the export names.
+    pub fn licences(&self) -> Vec<String> {
+        [&self.config["license"], &self.config["license_name"]]
+            .into_iter()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect()
     }
 
     /// The architecture's name.

@@ -1,5 +1,6 @@
 //! The library behind the niwaki command.
 
+pub mod build;
 pub mod export;
 pub mod lower;
 pub mod onnx;

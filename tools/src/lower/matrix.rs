@@ -218,10 +218,13 @@ fn fits(grid: Grid, rows: usize, cols: usize, held: usize) -> bool {
 /// Rows ready to be packed: integers with their block scales, or plain numbers.
 #[derive(Debug)]
 pub enum RowsOut {
-    /// Codes, `[rows, cols]`, scales and zero points, `[rows, blocks]`, all row-major.
+    /// `(code - zero point) * scale`, all row-major.
     Quantized {
+        /// `[rows, cols]`.
         codes: Vec<i8>,
+        /// `[rows, blocks]`.
         scales: Vec<f32>,
+        /// `[rows, blocks]`; zero when absent.
         zero_points: Option<Vec<i8>>,
     },
     /// Values, `[rows, cols]`, row-major.
