@@ -3,7 +3,7 @@
 use crate::bundle::{Bundle, SectionKind};
 use crate::graph::{Graph, Op};
 use crate::kv::pages_at_peak;
-use crate::model::{Decoder, live_columns_at_peak};
+use crate::model::Decoder;
 use niwaki_kernels::{ACTIVATION_BLOCK, KvElement};
 use std::fmt;
 
@@ -86,10 +86,8 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// How many tokens one run of the plan takes, so that activations are bounded.
-pub(super) fn chunk_tokens(graph: &Graph, decoder: &Decoder, context_tokens: usize) -> usize {
-    let columns = live_columns_at_peak(graph, decoder.steps(), CHUNK_TOKENS, 1)
-        .per_token
-        .max(1);
+pub(super) fn chunk_tokens(decoder: &Decoder, context_tokens: usize) -> usize {
+    let columns = decoder.pool_columns().per_token.max(1);
     (ACTIVATIONS_TARGET_BYTES / 4 / columns)
         .clamp(1, CHUNK_TOKENS)
         .min(context_tokens)
@@ -104,7 +102,7 @@ pub(super) fn memory_plan(
     threads: usize,
 ) -> MemoryPlan {
     let graph = bundle.graph();
-    let chunk = chunk_tokens(graph, decoder, context_tokens);
+    let chunk = chunk_tokens(decoder, context_tokens);
     let section = |kind| {
         bundle
             .header()
@@ -116,8 +114,8 @@ pub(super) fn memory_plan(
         backing: Backing::Anonymous,
         size_bytes,
     };
-    let live = live_columns_at_peak(graph, decoder.steps(), chunk, 1);
-    let values = (live.per_token * chunk + live.per_wanted) as u64 * 4;
+    let pool = decoder.pool_columns();
+    let values = (pool.per_token * chunk + pool.per_wanted) as u64 * 4;
     let rope_pairs: usize = graph
         .ropes
         .iter()

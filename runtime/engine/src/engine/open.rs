@@ -207,7 +207,7 @@ impl Engine {
         let graph = self.graph();
         let cache = KvCache::new(&graph.layers, self.inner.settings.kv)?;
         let state = self.inner.decoder.spawn(Turn::new(graph, cache))?;
-        let chunk = chunk_tokens(graph, &self.inner.decoder, self.context_tokens());
+        let chunk = chunk_tokens(&self.inner.decoder, self.context_tokens());
         Ok(Session::new(self.clone(), state, chunk))
     }
 

@@ -209,6 +209,7 @@ pub(crate) fn pages_at_peak(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -13,7 +13,7 @@ pub(super) fn compute(
     kernels: &Kernels,
     turn: &mut Turn,
     inputs: &[TValue],
-) -> TractResult<Tensor> {
+) -> TractResult<Arc<Tensor>> {
     let available = inputs
         .first()
         .and_then(|input| input.shape().first())
@@ -23,8 +23,10 @@ pub(super) fn compute(
         Op::LastRows => turn.wanted_rows.min(available),
         _ => available,
     };
-    let mut output = Tensor::zero::<f32>(&[rows, node.width])?;
-    let mut view = output.try_as_plain_ram_mut()?;
+    let mut output = turn.values.take(rows, node.width)?;
+    let mut view = Arc::get_mut(&mut output)
+        .context("a value in use")?
+        .try_as_plain_ram_mut()?;
     let mut out = RowsMut::contiguous(view.as_slice_mut::<f32>()?, rows, node.width);
     let out = &mut out;
     match &node.op {
@@ -143,7 +145,7 @@ pub(super) fn compute(
             }
         }
     }
-    drop(view);
+    turn.values.keep(output.clone());
     Ok(output)
 }
 

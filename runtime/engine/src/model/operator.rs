@@ -1,8 +1,8 @@
 //! The tract operator of one graph node, and the model made of them.
 
 use super::compute::compute;
-use super::liveness::Step;
 use super::turn::Turn;
+use super::value_pool::{PoolColumns, Step, pool_columns};
 use crate::bundle::Bundle;
 use crate::graph::{Node, Op as GraphOp, RowSet};
 use niwaki_kernels::Kernels;
@@ -21,8 +21,7 @@ pub struct ModelError(#[from] TractError);
 /// A plan that computes logits from token ids. Shared by all sessions of an engine.
 pub(crate) struct Decoder {
     plan: Arc<TypedSimplePlan>,
-    /// The steps in the order the plan runs them.
-    steps: Vec<Step>,
+    pool_columns: PoolColumns,
 }
 
 /// The operator of one node. Cloning it copies no weights; equality is identity, so that comparing two
@@ -88,7 +87,7 @@ impl Decoder {
         let logits = tract_ids.get(graph.logits).copied().context("no logits")?;
         model.select_output_outlets(&[logits])?;
         let plan = TypedSimplePlan::new(model)?;
-        let steps = plan
+        let steps: Vec<Step> = plan
             .order_without_consts()
             .iter()
             .filter_map(|id| plan.model().node(*id).op_as::<Operator>())
@@ -97,12 +96,13 @@ impl Decoder {
                 wanted: operator.rows == wanted,
             })
             .collect();
-        Ok(Decoder { plan, steps })
+        let pool_columns = pool_columns(graph, &steps);
+        Ok(Decoder { plan, pool_columns })
     }
 
-    /// The order in which nodes run; nodes that do not lead to the logits do not.
-    pub(crate) fn steps(&self) -> &[Step] {
-        &self.steps
+    /// What a session's values take.
+    pub(crate) fn pool_columns(&self) -> PoolColumns {
+        self.pool_columns
     }
 
     /// A state to run the plan with, holding `turn`.
@@ -187,7 +187,7 @@ impl EvalOp for Operator {
             &mut turn,
             &inputs,
         )?;
-        Ok(tvec!(output.into_tvalue()))
+        Ok(tvec!(TValue::from_const(output)))
     }
 }
 

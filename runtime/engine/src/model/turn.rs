@@ -1,5 +1,6 @@
 //! What the operators of one session share while a run of tokens passes through them.
 
+use super::value_pool::ValuePool;
 use crate::graph::{Graph, RopeTable};
 use crate::kv::KvCache;
 use niwaki_kernels::{QuantizedRows, RopeTables, Rows, rope_angles};
@@ -11,6 +12,7 @@ pub(crate) struct Turn {
     pub(crate) wanted_rows: usize,
     /// Quantized activations of the matrix product at hand.
     pub(crate) scratch: QuantizedRows,
+    pub(crate) values: ValuePool,
     angles: Vec<Angles>,
 }
 
@@ -38,6 +40,7 @@ impl Turn {
             cache,
             wanted_rows: 0,
             scratch: QuantizedRows::new(),
+            values: ValuePool::default(),
             angles,
         }
     }
@@ -45,6 +48,7 @@ impl Turn {
     /// Prepares a run of `tokens` tokens after those in the cache.
     pub(crate) fn begin(&mut self, ropes: &[RopeTable], tokens: usize, wanted_rows: usize) {
         self.wanted_rows = wanted_rows;
+        self.values.prepare(tokens, wanted_rows);
         let first = self.cache.len();
         for (angles, rope) in self.angles.iter_mut().zip(ropes) {
             angles.compute(rope, first, tokens);

@@ -1,0 +1,123 @@
+//! What sampling promises.
+#![allow(clippy::unwrap_used)]
+
+use niwaki::{Candidates, Sampler, Sampling, SamplingStep};
+use proptest::prelude::*;
+
+fn logits() -> impl Strategy<Value = Vec<f32>> {
+    proptest::collection::vec(-20f32..20.0, 1..300)
+}
+
+fn sampling() -> impl Strategy<Value = Sampling> {
+    (0.05f32..3.0, proptest::option::of(1usize..50), proptest::option::of(0.01f32..=1.0), any::<u64>())
+        .prop_map(|(temperature, top_k, top_p, seed)| Sampling { temperature, top_k, top_p, seed })
+}
+
+/// Ids in the order of their logits, the best first.
+fn ranking(logits: &[f32]) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    ids.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    ids
+}
+
+fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling).unwrap();
+    (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+}
+
+proptest! {
+    #[test]
+    fn temperature_zero_takes_the_best_and_the_first_of_equals(logits in logits(), seed in any::<u64>()) {
+        let greedy = Sampling { seed, ..Sampling::GREEDY };
+        prop_assert_eq!(draws(&greedy, &logits, 1)[0], ranking(&logits)[0]);
+        prop_assert_eq!(draws(&greedy, &vec![1.5; logits.len()], 1)[0], 0);
+    }
+
+    #[test]
+    fn top_1_takes_the_best(logits in logits(), temperature in 0.1f32..5.0, seed in any::<u64>()) {
+        let sampling = Sampling { temperature, top_k: Some(1), top_p: None, seed };
+        prop_assert_eq!(draws(&sampling, &logits, 3), vec![ranking(&logits)[0]; 3]);
+    }
+
+    #[test]
+    fn top_k_draws_from_the_k_best(logits in logits(), k in 1usize..20, seed in any::<u64>()) {
+        let sampling = Sampling { temperature: 2.0, top_k: Some(k), top_p: None, seed };
+        let ranking = ranking(&logits);
+        let best = &ranking[..k.min(ranking.len())];
+        prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| best.contains(id)));
+    }
+
+    #[test]
+    fn top_p_draws_from_the_fewest_that_reach_p(logits in logits(), p in 0.01f32..0.99, seed in any::<u64>()) {
+        let sampling = Sampling { temperature: 1.0, top_k: None, top_p: Some(p), seed };
+        let ranking = ranking(&logits);
+        let best = f64::from(logits[ranking[0] as usize]);
+        let weight = |id: &u32| (f64::from(logits[*id as usize]) - best).exp();
+        let total: f64 = ranking.iter().map(weight).sum();
+        let mut reached = 0.0;
+        // A little more than p: rounding may go either way at the edge.
+        let kept: Vec<u32> = ranking.iter().copied().take_while(|id| {
+            let wanted = reached < (f64::from(p) + 1e-9) * total;
+            reached += weight(id);
+            wanted
+        }).collect();
+        prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| kept.contains(id)));
+    }
+
+    #[test]
+    fn a_seed_always_draws_the_same(logits in logits(), sampling in sampling()) {
+        prop_assert_eq!(draws(&sampling, &logits, 20), draws(&sampling, &logits, 20));
+    }
+
+    #[test]
+    fn any_logits_at_all_give_a_token_that_exists(
+        logits in proptest::collection::vec(any::<f32>(), 1..50), sampling in sampling()
+    ) {
+        prop_assert!((draws(&sampling, &logits, 1)[0] as usize) < logits.len());
+    }
+}
+
+#[test]
+fn nothing_but_undefined_logits_gives_a_token_and_no_logits_none() {
+    for logits in [vec![f32::NAN; 5], vec![f32::NEG_INFINITY; 5], vec![f32::INFINITY; 5]] {
+        for sampling in [Sampling::GREEDY, Sampling { temperature: 1.0, top_p: Some(0.5), ..Sampling::GREEDY }] {
+            assert!(draws(&sampling, &logits, 1)[0] < 5);
+        }
+    }
+    assert_eq!(Sampler::new(&Sampling::GREEDY).unwrap().sample(&[]), None);
+}
+
+#[test]
+fn tokens_come_as_often_as_their_probability_says() {
+    // Probabilities 1/2, 1/4, 1/4 at temperature 1; 1/6 of the rest is cut by top-k.
+    let logits = [2f32.ln(), 0.0, -9.0, 0.0];
+    let sampling = Sampling { temperature: 1.0, top_k: Some(3), top_p: None, seed: 5 };
+    let draws = draws(&sampling, &logits, 20_000);
+    let share = |id: u32| draws.iter().filter(|drawn| **drawn == id).count() as f64 / draws.len() as f64;
+    assert!((share(0) - 0.5).abs() < 0.015, "{}", share(0));
+    assert!((share(1) - 0.25).abs() < 0.015, "{}", share(1));
+    assert_eq!(share(2), 0.0);
+}
+
+#[test]
+fn a_higher_temperature_spreads_the_draws() {
+    let logits = [1.0, 0.0];
+    let firsts = |temperature: f32| {
+        let sampling = Sampling { temperature, seed: 9, ..Sampling::GREEDY };
+        draws(&sampling, &logits, 5_000).iter().filter(|id| **id == 0).count()
+    };
+    assert!(firsts(0.2) > firsts(1.0) && firsts(1.0) > firsts(5.0));
+}
+
+#[test]
+fn steps_can_be_added_to_the_chain() {
+    struct Ban(u32);
+    impl SamplingStep for Ban {
+        fn apply(&mut self, candidates: &mut Candidates) {
+            candidates.adjust(|candidate| if candidate.token == self.0 { f32::MIN } else { candidate.logit });
+        }
+    }
+    let mut sampler = Sampler::new(&Sampling::GREEDY).unwrap();
+    sampler.push(Box::new(Ban(1)));
+    assert_eq!(sampler.sample(&[0.0, 5.0, 1.0]), Some(2));
+}
