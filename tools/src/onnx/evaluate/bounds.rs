@@ -1,4 +1,6 @@
-//! How large a node's result will be, before it is computed: a few bytes of a damaged model can ask for terabytes.
+//! What is checked before a node is computed: that its inputs are there, that those which tract reads as one number
+//! hold one (it reads whatever lies there), and how large the result will be (a few bytes of a damaged model can ask for
+//! terabytes).
 
 use std::collections::HashMap;
 
@@ -11,10 +13,44 @@ const MAX_ELEMENTS: usize = 1 << 26;
 
 /// Refuses operators that are not evaluated, and results that would be absurdly large.
 pub(super) fn check(node: &NodeProto, inputs: &[Option<Tensor>]) -> Result<(), String> {
+    let required = required_inputs(node.op_type());
+    if let Some(index) = inputs.iter().take(required).position(Option::is_none) {
+        return Err(format!("input {index} is missing"));
+    }
+    let not_one = |index: &&usize| {
+        inputs
+            .get(**index)
+            .and_then(Option::as_ref)
+            .is_some_and(|input| input.len() != 1)
+    };
+    if let Some(index) = numbers(node.op_type()).iter().find(not_one) {
+        return Err(format!("input {index} must hold one number"));
+    }
     let elements = result_elements(node, inputs)?;
     match elements {
         Some(elements) if elements <= MAX_ELEMENTS => Ok(()),
         _ => Err("its result would be absurdly large".to_owned()),
+    }
+}
+
+/// How many of the first inputs cannot be absent.
+fn required_inputs(op_type: &str) -> usize {
+    match op_type {
+        "Clip" | "Pad" | "ReduceL2" | "ReduceMax" | "ReduceMean" | "ReduceMin" | "ReduceProd"
+        | "ReduceSum" | "ReduceSumSquare" | "Slice" | "Split" | "Squeeze" | "Trilu" => 1,
+        "DequantizeLinear" | "QuantizeLinear" => 2,
+        _ => usize::MAX,
+    }
+}
+
+/// The inputs that are one number each.
+fn numbers(op_type: &str) -> &'static [usize] {
+    match op_type {
+        "Clip" => &[1, 2],
+        "CumSum" | "OneHot" | "TopK" | "Trilu" => &[1],
+        "Pad" => &[2],
+        "Range" => &[0, 1, 2],
+        _ => &[],
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) fn evaluate(node: &NodeProto, inputs: &[Option<Tensor>]) -> Option<Ou
         "Identity" => Some(required(inputs, 0).map(|input| vec![input.clone()])),
         "Shape" => Some(shape(node, inputs)),
         "Slice" => slice_of_unit_steps(inputs).transpose(),
+        "Transpose" => Some(transpose(node, inputs)),
         "Cast" if node.int("to") == Some(DataType::Bfloat16 as i64) => Some(cast_to_bf16(inputs)),
         "Equal" if boolean(0) => Some(equal_flags(inputs)),
         "Where" if boolean(1) => Some(select_flags(inputs)),
@@ -130,6 +131,27 @@ fn shape(node: &NodeProto, inputs: &[Option<Tensor>]) -> Outputs {
     let end = clamp(node.int("end").unwrap_or(rank));
     let dims = dims.get(start..end).unwrap_or_default();
     Ok(vec![Tensor::from_shape(&[dims.len()], dims).map_err(text)?])
+}
+
+/// tract does not end when `perm` is no permutation.
+fn transpose(node: &NodeProto, inputs: &[Option<Tensor>]) -> Outputs {
+    let data = required(inputs, 0)?;
+    let axes: Vec<usize> = match node.ints("perm") {
+        Some(perm) => perm
+            .iter()
+            .map(|&axis| usize::try_from(axis).unwrap_or(usize::MAX))
+            .collect(),
+        None => (0..data.rank()).rev().collect(),
+    };
+    let mut sorted = axes.clone();
+    sorted.sort_unstable();
+    if !sorted.into_iter().eq(0..data.rank()) {
+        return Err(format!(
+            "its perm is no permutation of the {} axes",
+            data.rank()
+        ));
+    }
+    Ok(vec![data.clone().permute_axes(&axes).map_err(text)?])
 }
 
 /// A slice whose bounds are inputs and whose steps are all one (`None` otherwise). tract refuses an end before the start,

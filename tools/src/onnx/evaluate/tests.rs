@@ -1,5 +1,6 @@
 //! Single operators against what onnxruntime computes (tests/onnxruntime/check_operator_cases.py).
 
+use proptest::prelude::*;
 use prost::Message;
 use serde::Deserialize;
 use tract_onnx::prelude::{DatumType, Tensor};
@@ -253,4 +254,45 @@ fn a_value_in_external_data_is_never_looked_up() {
             .to_string()
             .contains("external data")
     );
+}
+
+fn random_tensor(dims: &[usize], datum_type: DatumType, seed: u64) -> Tensor {
+    let count: usize = dims.iter().product();
+    let values: Vec<i64> = (0..count as u64)
+        .map(|at| ((at + 1).wrapping_mul(seed | 1) >> 7) as i64 % 5 - 1)
+        .collect();
+    Tensor::from_shape(dims, &values)
+        .unwrap()
+        .cast_to_dt(datum_type)
+        .unwrap()
+        .into_owned()
+}
+
+proptest! {
+    #[test]
+    fn no_inputs_make_an_operator_crash(
+        case in any::<prop::sample::Index>(),
+        replaced in any::<prop::sample::Index>(),
+        dims in prop::collection::vec(0usize..4, 0..4),
+        type_index in 0usize..5,
+        seed in any::<u64>(),
+        attribute in prop::option::of((any::<prop::sample::Index>(), -6i64..7)),
+    ) {
+        static CASES: std::sync::LazyLock<Vec<(NodeProto, Case)>> = std::sync::LazyLock::new(cases);
+        let (node, case) = case.get(&CASES);
+        let mut inputs: Vec<Option<Tensor>> = case.inputs.iter().map(|input| input.as_ref().map(Written::tensor)).collect();
+        if !inputs.is_empty() {
+            let types = [DatumType::F32, DatumType::I64, DatumType::I32, DatumType::Bool, DatumType::U8];
+            let place = replaced.index(inputs.len());
+            inputs[place] = (seed % 9 != 0).then(|| random_tensor(&dims, types[type_index], seed));
+        }
+        let mut node = node.clone();
+        if let Some((place, value)) = attribute.filter(|_| !node.attribute.is_empty()) {
+            let place = place.index(node.attribute.len());
+            let attribute = &mut node.attribute[place];
+            attribute.i = attribute.i.map(|_| value);
+            attribute.ints.iter_mut().for_each(|int| *int = value);
+        }
+        let _ = evaluate_node(&node, &inputs, case.opset);
+    }
 }

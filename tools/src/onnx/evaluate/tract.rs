@@ -1,8 +1,9 @@
 //! Running a node through tract-onnx.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::LazyLock,
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+    sync::{LazyLock, Once},
 };
 
 use prost::Message;
@@ -14,17 +15,32 @@ use crate::onnx::proto::NodeProto;
 static ONNX: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
 static NO_MODEL: LazyLock<pb::ModelProto> = LazyLock::new(pb::ModelProto::default);
 
-/// The node's outputs, or why tract has none.
+thread_local! {
+    /// Whether this thread is inside tract, where a panic is an answer and not worth a message.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The node's outputs, or why tract has none. Inputs that do not fit make some operators of tract panic.
 pub(super) fn evaluate(
     node: &NodeProto,
     inputs: &[Option<Tensor>],
     opset: i64,
 ) -> Result<Vec<Tensor>, String> {
-    // Shapes that do not fit make some operators of tract panic.
-    catch_unwind(AssertUnwindSafe(|| {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !INSIDE.get() {
+                report(info);
+            }
+        }));
+    });
+    INSIDE.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
         run(node, inputs, opset).map_err(|error| format!("{error:#}"))
-    }))
-    .unwrap_or_else(|_| Err("its inputs do not fit together".to_owned()))
+    }));
+    INSIDE.set(false);
+    result.unwrap_or_else(|_| Err("its inputs do not fit together".to_owned()))
 }
 
 fn run(node: &NodeProto, inputs: &[Option<Tensor>], opset: i64) -> TractResult<Vec<Tensor>> {
