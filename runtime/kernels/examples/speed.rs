@@ -10,18 +10,25 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Median seconds of one call.
-fn seconds(mut call: impl FnMut()) -> f64 {
-    call();
-    let mut times = Vec::new();
+/// Median seconds of one call, for each set of kernels: they take turns, so that what else the machine
+/// does disturbs all of them alike.
+fn seconds(kernels: &[Kernels], mut call: impl FnMut(&Kernels)) -> Vec<f64> {
+    let mut times = vec![Vec::new(); kernels.len()];
     let start = Instant::now();
-    while times.len() < 5 || (start.elapsed() < Duration::from_millis(150) && times.len() < 500) {
-        let start = Instant::now();
-        call();
-        times.push(start.elapsed().as_secs_f64());
+    while times[0].len() < 5
+        || (start.elapsed() < Duration::from_millis(400) && times[0].len() < 500)
+    {
+        for (kernels, times) in kernels.iter().zip(&mut times) {
+            let start = Instant::now();
+            call(kernels);
+            times.push(start.elapsed().as_secs_f64());
+        }
     }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    times.iter_mut().map(median).collect()
 }
 
 fn numbers(count: usize) -> Vec<f32> {
@@ -182,17 +189,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{:<26}{:<12}{:>9}  {:<18}{:>8}",
         "kernel", "ISA", "steps/ns", "step", "ratio"
     );
+    let kernels = Isa::available()
+        .into_iter()
+        .map(|isa| Kernels::new(isa, Arc::new(ThreadPool::new(1))))
+        .collect::<Result<Vec<_>, _>>()?;
     for case in &mut cases {
-        let mut scalar = None;
-        for isa in Isa::available() {
-            let kernels = Kernels::new(isa, Arc::new(ThreadPool::new(1)))?;
-            let time = seconds(|| (case.call)(&kernels));
-            let ratio = *scalar.get_or_insert(time) / time;
-            let speed = case.steps as f64 / time * 1e-9;
+        let times = seconds(&kernels, &mut case.call);
+        for (kernels, time) in kernels.iter().zip(&times) {
+            let (ratio, speed) = (times[0] / time, case.steps as f64 / time * 1e-9);
             println!(
                 "{:<26}{:<12}{speed:>9.3}  {:<18}{ratio:>8.1}",
                 case.name,
-                isa.name(),
+                kernels.isa().name(),
                 case.unit
             );
         }

@@ -195,12 +195,42 @@ fn weigh<S: Simd, const F16: bool>(
     weights: &[f32; PAGE_TOKENS],
     out: &mut [[f32; 16]],
 ) {
-    for (index, out) in out.iter_mut().enumerate() {
-        let mut sum = simd.splat(0.0);
-        for slot in visible.clone() {
-            let value = load::<S, F16>(simd, &values[slot * row_bytes..][..row_bytes], index);
-            sum = value.fma(simd.splat(weights[slot]), sum);
+    let rows = &values[visible.start * row_bytes..visible.end * row_bytes];
+    let weights = &weights[visible.clone()];
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (index, out) in fours.iter_mut().enumerate() {
+        weigh_columns::<S, F16, 4>(simd, rows, row_bytes, weights, 4 * index, out);
+    }
+    for (index, out) in (4 * fours.len()..).zip(rest) {
+        weigh_columns::<S, F16, 1>(
+            simd,
+            rows,
+            row_bytes,
+            weights,
+            index,
+            std::array::from_mut(out),
+        );
+    }
+}
+
+/// The same for `16 * N` columns from `16 * first` on: several chains hide the latency of fma.
+#[inline(always)]
+fn weigh_columns<S: Simd, const F16: bool, const N: usize>(
+    simd: S,
+    rows: &[u8],
+    row_bytes: usize,
+    weights: &[f32],
+    first: usize,
+    out: &mut [[f32; 16]; N],
+) {
+    let mut sums = [simd.splat(0.0); N];
+    for (row, weight) in rows.chunks_exact(row_bytes).zip(weights) {
+        let weight = simd.splat(*weight);
+        for (index, sum) in sums.iter_mut().enumerate() {
+            *sum = load::<S, F16>(simd, row, first + index).fma(weight, *sum);
         }
+    }
+    for (sum, out) in sums.into_iter().zip(out) {
         sum.store(out);
     }
 }

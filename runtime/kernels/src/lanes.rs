@@ -108,7 +108,7 @@ pub(crate) trait IntLanes: Copy {
 
     /// `self - other * factor`.
     fn sub_scaled(self, other: Self, factor: i32) -> Self;
-    /// To floats; exact below 2^24, rounded to nearest even above.
+    /// To floats, exactly: dot products of a block are below 2^24.
     fn to_float(self) -> Self::F;
     /// Writes the lanes, which fit into i8.
     fn store_i8(self, out: &mut [i8; 16]);

@@ -120,7 +120,7 @@ proptest! {
     fn matrix_products(
         format in formats(),
         rows in 1_usize..90,
-        cols in prop_oneof![3 => 1_usize..200, 1 => 200_usize..700],
+        cols in prop_oneof![3 => 1_usize..200, 1 => 200_usize..1200],
         tokens in 1_usize..41,
         gap in 0_usize..5,
         with_bias: bool,

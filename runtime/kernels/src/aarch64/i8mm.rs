@@ -5,8 +5,8 @@
 #![allow(unsafe_code)]
 
 use super::dotprod::{Dotprod, has_dotprod};
-use super::float_methods;
 use super::floats::{Floats, Ints};
+use super::{float_methods, unrolled};
 use crate::dispatch::Work;
 use crate::format::ACTIVATION_BLOCK;
 use crate::lanes::Simd;
@@ -52,8 +52,8 @@ fn smmla(sums: int32x4_t, weights: int8x16_t, activations: int8x16_t) -> int32x4
     sums
 }
 
-/// Blocks that are unpacked at once: 4 KiB of weights, which stay in the first-level cache.
-const PANEL_BLOCKS: usize = 8;
+/// Blocks that are unpacked at once: 8 KiB of weights, which stay in the first-level cache.
+const PANEL_BLOCKS: usize = 16;
 
 /// One block of 16 rows in the order of `smmla`.
 #[derive(Clone, Copy)]
@@ -71,37 +71,31 @@ impl UnpackedTile {
     /// # Safety
     /// `bytes` must point to a tile with binary16 scales and blocks of 32.
     #[inline(always)]
-    unsafe fn read<const INT4: bool>(simd: I8mm, bytes: *const u8) -> Self {
+    unsafe fn unpack<const INT4: bool>(&mut self, simd: I8mm, bytes: *const u8) {
         // SAFETY: the caller's promise: 32 bytes of scales, then 256 or 512 bytes of weights.
         unsafe {
-            let row_scales = simd.load_f16(&*bytes.cast()).0;
             let quants = bytes.add(32);
-            let mut weights = [[vdupq_n_s8(0); 4]; 8];
-            for octet in 0..4 {
-                for four_rows in 0..4 {
-                    let [low, high] = if INT4 {
+            unrolled!(for octet in [0 1 2 3] {
+                unrolled!(for four_rows in [0 1 2 3] {
+                    let (low, high) = if INT4 {
                         let bytes = vld1q_u8(quants.add(64 * octet + 16 * four_rows));
-                        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)]
-                            .map(|nibbles| vsubq_s8(vreinterpretq_s8_u8(nibbles), vdupq_n_s8(8)))
+                        let (low, high) = (vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes));
+                        let eight = vdupq_n_u8(8);
+                        (vsubq_u8(low, eight), vsubq_u8(high, eight))
                     } else {
-                        [0, 64].map(|quad| {
-                            vld1q_s8(quants.add(128 * octet + quad + 16 * four_rows).cast())
-                        })
+                        let quad = quants.add(128 * octet + 16 * four_rows);
+                        (vld1q_u8(quad), vld1q_u8(quad.add(64)))
                     };
-                    let (low, high) = (vreinterpretq_s32_s8(low), vreinterpretq_s32_s8(high));
-                    weights[2 * four_rows][octet] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
-                    weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
-                }
-            }
-            let scales = from_fn(|pair| {
-                let four = row_scales[pair / 2];
-                if pair % 2 == 0 {
-                    vzip1q_f32(four, four)
-                } else {
-                    vzip2q_f32(four, four)
-                }
+                    let (low, high) = (vreinterpretq_s32_u8(low), vreinterpretq_s32_u8(high));
+                    let (first, second) = (vzip1q_s32(low, high), vzip2q_s32(low, high));
+                    self.weights[2 * four_rows][octet] = vreinterpretq_s8_s32(first);
+                    self.weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(second);
+                });
             });
-            Self { weights, scales }
+            let row_scales = simd.load_f16(&*bytes.cast()).0;
+            for (pairs, four) in self.scales.as_chunks_mut().0.iter_mut().zip(row_scales) {
+                *pairs = [vzip1q_f32(four, four), vzip2q_f32(four, four)];
+            }
         }
     }
 }
@@ -117,20 +111,17 @@ unsafe fn pair_activations(
 ) -> ([int8x16_t; 4], float32x4_t) {
     // SAFETY: the caller's promise.
     unsafe {
-        let row =
-            |row: usize, half: usize| vreinterpretq_s64_s8(vld1q_s8(values[row].add(16 * half)));
-        let octets = from_fn(|octet| {
-            let (first, second) = (row(0, octet / 2), row(1, octet / 2));
-            vreinterpretq_s8_s64(if octet % 2 == 0 {
-                vzip1q_s64(first, second)
-            } else {
-                vzip2q_s64(first, second)
-            })
-        });
-        (
-            octets,
-            vzip1q_f32(vdupq_n_f32(scales[0]), vdupq_n_f32(scales[1])),
-        )
+        let load = |x: *const i8| vreinterpretq_s64_s8(vld1q_s8(x));
+        let first = [load(values[0]), load(values[0].add(16))];
+        let second = [load(values[1]), load(values[1].add(16))];
+        let octets = [
+            vreinterpretq_s8_s64(vzip1q_s64(first[0], second[0])),
+            vreinterpretq_s8_s64(vzip2q_s64(first[0], second[0])),
+            vreinterpretq_s8_s64(vzip1q_s64(first[1], second[1])),
+            vreinterpretq_s8_s64(vzip2q_s64(first[1], second[1])),
+        ];
+        let scales = vzip1q_f32(vdupq_n_f32(scales[0]), vdupq_n_f32(scales[1]));
+        (octets, scales)
     }
 }
 
@@ -151,17 +142,17 @@ unsafe fn add_block(
             pair_activations([values[0], values[1]], [scales[0], scales[1]]),
             pair_activations([values[2], values[3]], [scales[2], scales[3]]),
         ];
-        for row_pair in 0..8 {
-            let weights = tile.weights[row_pair];
+        unrolled!(for row_pair in [0 1 2 3 4 5 6 7] {
+            let weights = &tile.weights[row_pair];
             for (sums, (activations, scales)) in sums.iter_mut().zip(&pairs) {
-                let mut dots = vdupq_n_s32(0);
-                for octet in 0..4 {
-                    dots = smmla(dots, weights[octet], activations[octet]);
-                }
+                let dots = smmla(vdupq_n_s32(0), weights[0], activations[0]);
+                let dots = smmla(dots, weights[1], activations[1]);
+                let dots = smmla(dots, weights[2], activations[2]);
+                let dots = smmla(dots, weights[3], activations[3]);
                 let scale = vmulq_f32(tile.scales[row_pair], *scales);
                 sums[row_pair] = vfmaq_f32(sums[row_pair], vcvtq_f32_s32(dots), scale);
             }
-        }
+        });
     }
 }
 
@@ -198,23 +189,27 @@ impl Simd for I8mm {
         x: &QuantizedRows,
         mut finish: impl FnMut(usize, Floats),
     ) -> usize {
+        if x.rows() < 4 {
+            return 0;
+        }
         let tile_bytes = if INT4 { 32 + 256 } else { 32 + 512 };
         // SAFETY: zeros; NEON is always there.
         let zero = unsafe { vdupq_n_f32(0.0) };
+        // SAFETY: as above.
+        let zeros = unsafe { vdupq_n_s8(0) };
+        let empty = UnpackedTile {
+            weights: [[zeros; 4]; 8],
+            scales: [zero; 8],
+        };
+        let mut tiles = [empty; PANEL_BLOCKS];
         let mut sums: Vec<Sums> = vec![[[zero; 8]; 2]; x.rows() / 4];
-        if sums.is_empty() {
-            return 0;
-        }
         for (panel_index, panel) in group.chunks(PANEL_BLOCKS * tile_bytes).enumerate() {
             let first_block = panel_index * PANEL_BLOCKS;
             let blocks = panel.len() / tile_bytes;
-            // SAFETY: the panel consists of whole tiles; `self` proves the CPU's support.
-            let tiles: [UnpackedTile; PANEL_BLOCKS] = from_fn(|block| unsafe {
-                UnpackedTile::read::<INT4>(
-                    self,
-                    panel[block.min(blocks - 1) * tile_bytes..].as_ptr(),
-                )
-            });
+            for (tile, bytes) in tiles.iter_mut().zip(panel.chunks_exact(tile_bytes)) {
+                // SAFETY: `bytes` is a tile; `self` proves the CPU's support.
+                unsafe { tile.unpack::<INT4>(self, bytes.as_ptr()) };
+            }
             for (index, sums) in sums.iter_mut().enumerate() {
                 let values: [_; 4] = from_fn(|m| {
                     let start = first_block * ACTIVATION_BLOCK;

@@ -42,3 +42,14 @@ macro_rules! float_methods {
     };
 }
 use float_methods;
+
+/// A loop written out: the compiler unrolls long bodies too late to keep arrays in registers.
+macro_rules! unrolled {
+    (for $index:ident in [$($value:literal)+] $body:block) => {$(
+        {
+            let $index = $value;
+            $body
+        }
+    )+};
+}
+use unrolled;
