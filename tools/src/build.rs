@@ -27,6 +27,9 @@ pub enum Weights {
     F32,
     /// As the export stores them.
     AsStored,
+    /// What the export computes, for comparisons with other runtimes: quantized weights as the floats they stand for,
+    /// activations rounded where the export rounds them. Larger and slower than any other choice.
+    AsExported,
 }
 
 impl Weights {
@@ -38,6 +41,7 @@ impl Weights {
             Weights::F16 => "f16",
             Weights::F32 => "f32",
             Weights::AsStored => "as-stored",
+            Weights::AsExported => "as-exported",
         }
     }
 }
@@ -138,7 +142,11 @@ pub fn build(
     }
     let mut model = OnnxModel::open(&export.model)?;
     model.inline_functions()?;
-    let lowered = lower::lower(&model, &export.facts())?;
+    let rounding = match weights {
+        Weights::AsExported => lower::Rounding::Export,
+        _ => lower::Rounding::Niwaki,
+    };
+    let lowered = lower::lower(&model, &export.facts(), rounding)?;
     write(&export, &lowered, output, weights, progress)
 }
 
@@ -228,6 +236,9 @@ fn choose_format(
     weights: Weights,
     positions: bool,
 ) -> (MatrixFormat, Option<&'static str>) {
+    if weights == Weights::AsExported {
+        return (MatrixFormat::F32, None);
+    }
     if matrix.is_quantized() || weights == Weights::AsStored {
         return matrix.exact_format();
     }
@@ -237,7 +248,7 @@ fn choose_format(
         Weights::Int4 => MatrixFormat::INT4,
         Weights::Int8 => MatrixFormat::INT8,
         Weights::F16 => MatrixFormat::F16,
-        Weights::F32 | Weights::AsStored => MatrixFormat::F32,
+        Weights::F32 | Weights::AsStored | Weights::AsExported => MatrixFormat::F32,
     };
     (format, None)
 }

@@ -9,20 +9,36 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
 }
 
 fn sampling() -> impl Strategy<Value = Sampling> {
-    (0.05f32..3.0, proptest::option::of(1usize..50), proptest::option::of(0.01f32..=1.0), any::<u64>())
-        .prop_map(|(temperature, top_k, top_p, seed)| Sampling { temperature, top_k, top_p, seed })
+    (
+        0.05f32..3.0,
+        proptest::option::of(1usize..50),
+        proptest::option::of(0.01f32..=1.0),
+        any::<u64>(),
+    )
+        .prop_map(|(temperature, top_k, top_p, seed)| Sampling {
+            temperature,
+            top_k,
+            top_p,
+            seed,
+        })
 }
 
 /// Ids in the order of their logits, the best first.
 fn ranking(logits: &[f32]) -> Vec<u32> {
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    ids.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    ids.sort_by(|a, b| {
+        logits[*b as usize]
+            .total_cmp(&logits[*a as usize])
+            .then(a.cmp(b))
+    });
     ids
 }
 
 fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(sampling).unwrap();
-    (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+    (0..count)
+        .map(|_| sampler.sample(logits).unwrap())
+        .collect()
 }
 
 proptest! {
@@ -79,8 +95,19 @@ proptest! {
 
 #[test]
 fn nothing_but_undefined_logits_gives_a_token_and_no_logits_none() {
-    for logits in [vec![f32::NAN; 5], vec![f32::NEG_INFINITY; 5], vec![f32::INFINITY; 5]] {
-        for sampling in [Sampling::GREEDY, Sampling { temperature: 1.0, top_p: Some(0.5), ..Sampling::GREEDY }] {
+    for logits in [
+        vec![f32::NAN; 5],
+        vec![f32::NEG_INFINITY; 5],
+        vec![f32::INFINITY; 5],
+    ] {
+        for sampling in [
+            Sampling::GREEDY,
+            Sampling {
+                temperature: 1.0,
+                top_p: Some(0.5),
+                ..Sampling::GREEDY
+            },
+        ] {
             assert!(draws(&sampling, &logits, 1)[0] < 5);
         }
     }
@@ -91,9 +118,15 @@ fn nothing_but_undefined_logits_gives_a_token_and_no_logits_none() {
 fn tokens_come_as_often_as_their_probability_says() {
     // Probabilities 1/2, 1/4, 1/4 at temperature 1; 1/6 of the rest is cut by top-k.
     let logits = [2f32.ln(), 0.0, -9.0, 0.0];
-    let sampling = Sampling { temperature: 1.0, top_k: Some(3), top_p: None, seed: 5 };
+    let sampling = Sampling {
+        temperature: 1.0,
+        top_k: Some(3),
+        top_p: None,
+        seed: 5,
+    };
     let draws = draws(&sampling, &logits, 20_000);
-    let share = |id: u32| draws.iter().filter(|drawn| **drawn == id).count() as f64 / draws.len() as f64;
+    let share =
+        |id: u32| draws.iter().filter(|drawn| **drawn == id).count() as f64 / draws.len() as f64;
     assert!((share(0) - 0.5).abs() < 0.015, "{}", share(0));
     assert!((share(1) - 0.25).abs() < 0.015, "{}", share(1));
     assert_eq!(share(2), 0.0);
@@ -103,8 +136,15 @@ fn tokens_come_as_often_as_their_probability_says() {
 fn a_higher_temperature_spreads_the_draws() {
     let logits = [1.0, 0.0];
     let firsts = |temperature: f32| {
-        let sampling = Sampling { temperature, seed: 9, ..Sampling::GREEDY };
-        draws(&sampling, &logits, 5_000).iter().filter(|id| **id == 0).count()
+        let sampling = Sampling {
+            temperature,
+            seed: 9,
+            ..Sampling::GREEDY
+        };
+        draws(&sampling, &logits, 5_000)
+            .iter()
+            .filter(|id| **id == 0)
+            .count()
     };
     assert!(firsts(0.2) > firsts(1.0) && firsts(1.0) > firsts(5.0));
 }
@@ -114,7 +154,13 @@ fn steps_can_be_added_to_the_chain() {
     struct Ban(u32);
     impl SamplingStep for Ban {
         fn apply(&mut self, candidates: &mut Candidates) {
-            candidates.adjust(|candidate| if candidate.token == self.0 { f32::MIN } else { candidate.logit });
+            candidates.adjust(|candidate| {
+                if candidate.token == self.0 {
+                    f32::MIN
+                } else {
+                    candidate.logit
+                }
+            });
         }
     }
     let mut sampler = Sampler::new(&Sampling::GREEDY).unwrap();

@@ -40,6 +40,7 @@ pub mod pack;
 mod pool;
 mod quantized;
 mod rope;
+mod rounding;
 mod rows;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -55,4 +56,5 @@ pub use pack::{pack_float, pack_int};
 pub use pool::ThreadPool;
 pub use quantized::QuantizedRows;
 pub use rope::{PairLayout, RopeTables, rope_angles};
+pub use rounding::{round_dynamic, round_static};
 pub use rows::{Rows, RowsMut};

@@ -34,6 +34,8 @@ pub(super) enum Def {
     },
     /// Something whose columns are scaled one by one: a norm's weight, the scales of an integer projection.
     ScaleColumns { x: Form, factors: Rc<[f64]> },
+    /// Activations rounded as the export rounds them.
+    Round { x: Form, rounding: Rounding },
     /// The sum of two different values.
     Add { a: Form, b: Form },
     /// Elementwise product, with broadcasting.
@@ -52,6 +54,20 @@ pub(super) enum Def {
     Norm(NormDef),
     /// Attention that the export spells as one operator.
     Attention(Box<AttentionDef>),
+}
+
+/// How an export rounds activations.
+#[derive(Clone, Debug)]
+pub(super) enum Rounding {
+    /// `DynamicQuantizeLinear`.
+    Dynamic,
+    /// `QuantizeLinear` with one scale for all columns, or one for each.
+    Static {
+        scales: Vec<f32>,
+        zero_point: i32,
+        low: i32,
+        high: i32,
+    },
 }
 
 /// A fused norm operator.
@@ -80,6 +96,9 @@ pub(super) struct AttentionDef {
     pub(super) window: Option<usize>,
     /// Additional summand of the scores, `[tokens, total]`, if the export passes one.
     pub(super) mask: Option<Rc<[f64]>>,
+    /// How the cache rounds keys and values.
+    pub(super) k_rounding: Option<Rounding>,
+    pub(super) v_rounding: Option<Rounding>,
     /// The operator itself hides the future.
     pub(super) causal: bool,
 }
@@ -133,9 +152,11 @@ impl Unary {
     }
 }
 
-/// Error function by its Taylor series; exact to 1e-12 for the probes' range of |x| < 4.
+/// Error function by its Taylor series, which cancels beyond |x| = 4.5; there it is 1 to ten digits.
 fn erf(x: f64) -> f64 {
-    let x = x.clamp(-5.5, 5.5);
+    if x.abs() > 4.5 {
+        return x.signum();
+    }
     let mut term = x;
     let mut sum = x;
     for n in 1..200 {

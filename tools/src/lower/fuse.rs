@@ -2,7 +2,7 @@
 //! asked for are dropped after the last attention.
 
 use super::parts::{Matrix, Parts};
-use niwaki::graph::{Columns, Node, Op};
+use niwaki::graph::{Columns, Levels, Node, Op};
 use niwaki_kernels::MatrixFormat;
 
 /// Joins projections that read the same columns: query, key and value; gate and up.
@@ -149,6 +149,9 @@ fn compact(nodes: &mut Vec<Node>, logits: &mut usize, parts: &mut Parts) {
             }
             Op::Linear { weight, bias } => (Some(weight), [bias.as_mut(), None]),
             Op::Norm { weight, bias, .. } => (None, [weight.as_mut(), bias.as_mut()]),
+            Op::Round {
+                levels: Levels::Static { scale, .. },
+            } => (None, [Some(scale), None]),
             _ => continue,
         };
         if let Some(id) = matrix {

@@ -130,11 +130,26 @@ impl LowerError {
 const FAR_PAST_MAX: usize = 8200;
 const FAR_PAST: usize = 600;
 
+/// What a lowered graph computes where an export quantizes activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// What Niwaki's arithmetic contract says: int8 per block of 32 in products with integer weights.
+    Niwaki,
+    /// What the export says, to compare with other runtimes. Logits then depend on how tokens are split over calls
+    /// where the export quantizes per call.
+    Export,
+}
+
 /// Lowers the decoder in `model`.
-pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerError> {
+pub fn lower(
+    model: &OnnxModel,
+    facts: &ModelFacts,
+    rounding: Rounding,
+) -> Result<Lowered, LowerError> {
+    let rounds = rounding == Rounding::Export;
     let boundary = Boundary::of(model, facts.kv_heads, facts.head_dim)?;
     let near = probe_lengths(model, facts, &boundary);
-    let near_run = Interpreter::run(model, &boundary, near)?;
+    let near_run = Interpreter::run(model, &boundary, near, rounds)?;
     let mut notes = near_run.notes.clone();
     let context_tokens = facts.context_tokens.unwrap_or(2048);
     let wanted = facts
@@ -143,7 +158,11 @@ pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerErro
     let past = wanted
         .min(FAR_PAST_MAX)
         .min(context_tokens.saturating_sub(near.tokens + 1));
-    if wanted > past && facts.window.is_some_and(|window| window < context_tokens) {
+    if wanted > past
+        && facts
+            .window
+            .is_some_and(|window| window > past && window < context_tokens)
+    {
         notes.push(format!(
             "windows longer than {past} tokens were not looked for"
         ));
@@ -156,7 +175,7 @@ pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerErro
     let far_run = if boundary.past.is_empty() || past <= near.past {
         None
     } else {
-        Interpreter::run(model, &boundary, far).ok()
+        Interpreter::run(model, &boundary, far, rounds).ok()
     };
     let recognised = match recognise::recognise(&near_run, far_run.as_ref()) {
         Ok(recognised) => recognised,
@@ -191,7 +210,10 @@ pub fn lower(model: &OnnxModel, facts: &ModelFacts) -> Result<Lowered, LowerErro
         mut parts,
     } = recognised;
     fuse::fuse_projections(&mut nodes, &mut logits, &mut parts);
-    fuse::keep_last_rows(&mut nodes, &mut logits);
+    // An export that quantizes per call looks at all rows of the call, so none may be dropped before.
+    if !rounds {
+        fuse::keep_last_rows(&mut nodes, &mut logits);
+    }
     let graph = Graph {
         vocabulary,
         context_tokens,

@@ -1,6 +1,6 @@
 //! A graph from a file is hostile until every index, width and number in it has been checked.
 
-use super::{Columns, Graph, MatrixId, Node, Op, VectorId};
+use super::{Columns, Graph, Levels, MatrixId, Node, Op, VectorId};
 use crate::bundle::{MatrixEntry, WeightTable};
 
 /// Most operators of a graph; real decoders have tens per layer.
@@ -368,6 +368,26 @@ impl NodeChecker<'_> {
                     x.width,
                     node.width,
                 )?;
+            }
+            Op::Round { levels } => {
+                let [x] = inputs(node)?;
+                same(
+                    "width of the input and the node's width",
+                    x.width,
+                    node.width,
+                )?;
+                if let Levels::Static {
+                    scale, low, high, ..
+                } = levels
+                {
+                    let len = self.vector_len(*scale)?;
+                    if (len != 1 && len != node.width) || low >= high {
+                        return Err(format!(
+                            "{len} scales and levels {low} to {high} for {} columns",
+                            node.width
+                        ));
+                    }
+                }
             }
             Op::Scale { factor } => {
                 let [x] = inputs(node)?;

@@ -9,7 +9,9 @@ mod operators;
 
 pub use check::GraphError;
 pub(crate) use check::RowSet;
-pub use operators::{Activation, Columns, KvLayer, Node, NormKind, Op, PairLayout, RopeTable};
+pub use operators::{
+    Activation, Columns, KvLayer, Levels, Node, NormKind, Op, PairLayout, RopeTable,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -96,6 +96,26 @@ pub enum Activation {
     ReluSquared,
 }
 
+/// The values that a quantized export rounds activations to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "levels", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Levels {
+    /// 256 levels between the smallest and the largest value of one call (ONNX `DynamicQuantizeLinear`): here the
+    /// logits depend on how tokens are split over calls.
+    Dynamic,
+    /// `(q - zero_point) * scale` for `q` in `low..=high` (ONNX `QuantizeLinear`).
+    Static {
+        /// One scale for all columns, or one for each.
+        scale: VectorId,
+        /// Level of zero.
+        zero_point: i32,
+        /// Lowest level.
+        low: i32,
+        /// Highest level.
+        high: i32,
+    },
+}
+
 /// What a node computes. Inputs are listed as `[name: width]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -183,6 +203,12 @@ pub enum Op {
     Softcap {
         /// The cap.
         cap: f32,
+    },
+    /// Rounds `[x: width]` to the levels of a quantized export. Only graphs that reproduce another runtime carry it:
+    /// Niwaki's own bundles quantize activations inside [`Linear`](Op::Linear), by the arithmetic contract.
+    Round {
+        /// Which levels.
+        levels: Levels,
     },
     /// Keeps only the rows of `[x: width]` whose logits were asked for: the last one, or all of them.
     LastRows,

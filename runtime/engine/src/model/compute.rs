@@ -2,7 +2,7 @@
 
 use super::turn::Turn;
 use crate::bundle::Bundle;
-use crate::graph::{self, Columns, Node, NormKind, Op, VectorId};
+use crate::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
 use niwaki_kernels::{AttentionOptions, Kernels, Matrix, Rows, RowsMut};
 use tract_core::internal::*;
 
@@ -138,6 +138,21 @@ pub(super) fn compute(
         }
         Op::Scale { factor } => kernels.scale(*factor, &input(node, inputs, 0)?, out),
         Op::Softcap { cap } => kernels.softcap(*cap, &input(node, inputs, 0)?, out),
+        Op::Round { levels } => {
+            let x = input(node, inputs, 0)?;
+            match levels {
+                Levels::Dynamic => niwaki_kernels::round_dynamic(&x, out),
+                Levels::Static {
+                    scale,
+                    zero_point,
+                    low,
+                    high,
+                } => {
+                    let scales = vector(bundle, *scale)?;
+                    niwaki_kernels::round_static(scales, *zero_point, *low, *high, &x, out);
+                }
+            }
+        }
         Op::LastRows => {
             let x = input(node, inputs, 0)?;
             for row in 0..rows {

@@ -1,6 +1,6 @@
 //! Attention and rotary embeddings that an export spells as one operator.
 
-use super::super::base::{AttentionDef, Def};
+use super::super::base::{AttentionDef, Def, Rounding};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
@@ -147,6 +147,9 @@ impl Interpreter<'_> {
             return not_understood("it smooths its softmax");
         }
         let bias = self.score_bias(inputs, 10)?;
+        let width = kv_heads * head_dim;
+        let k_rounding = self.cache_rounding(node, inputs, 12, "k_quant_type", width)?;
+        let v_rounding = self.cache_rounding(node, inputs, 13, "v_quant_type", width)?;
         let def = AttentionDef {
             q,
             k,
@@ -163,9 +166,49 @@ impl Interpreter<'_> {
                 .filter(|size| *size > 0)
                 .map(|size| size as usize),
             mask: bias,
+            k_rounding,
+            v_rounding,
             causal: true,
         };
         self.finish_attention(node, def, [1, heads * head_dim])
+    }
+
+    /// How a quantized cache rounds keys or values.
+    fn cache_rounding(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+        index: usize,
+        kind: &str,
+        width: usize,
+    ) -> Understood<Option<Rounding>> {
+        if !matches!(node.string(kind), Some(kind) if kind != "NONE") {
+            return Ok(None);
+        }
+        let Some(scales) = self.known_at(inputs, index)? else {
+            return not_understood("its cache is quantized without a scale");
+        };
+        if !self.rounds {
+            self.note("the cache that the export quantizes with fixed scales keeps f16 instead");
+            return Ok(None);
+        }
+        let scales: Vec<f32> = scales.f64s()?.iter().map(|scale| *scale as f32).collect();
+        if scales.len() != 1 && scales.len() != width {
+            return not_understood(
+                "the scales of its cache are neither one for all nor one for each column",
+            );
+        }
+        let (low, high) = match node.int("kv_cache_bit_width").unwrap_or(8) {
+            8 => (-128, 127),
+            4 => (-8, 7),
+            bits => return not_understood(format!("a cache of {bits} bits is not supported")),
+        };
+        Ok(Some(Rounding::Static {
+            scales,
+            zero_point: 0,
+            low,
+            high,
+        }))
     }
 
     fn multi_head_attention(
@@ -212,6 +255,8 @@ impl Interpreter<'_> {
             softcap: None,
             window: None,
             mask,
+            k_rounding: None,
+            v_rounding: None,
             causal: node.int("unidirectional").unwrap_or(0) != 0,
         };
         self.finish_attention(node, def, [1, width])
@@ -258,6 +303,8 @@ impl Interpreter<'_> {
             softcap: None,
             window: None,
             mask,
+            k_rounding: None,
+            v_rounding: None,
             causal: node.int("unidirectional").unwrap_or(0) != 0,
         };
         self.finish_attention(node, def, [1, width])
@@ -323,6 +370,8 @@ impl Interpreter<'_> {
                 .map(f64::from),
             window: None,
             mask,
+            k_rounding: None,
+            v_rounding: None,
             causal: node.int("is_causal").unwrap_or(0) != 0,
         };
         let values = self.finish_attention(node, def, [1, width])?;

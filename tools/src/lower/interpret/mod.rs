@@ -115,6 +115,8 @@ const FREQUENCIES_MAX: usize = 512;
 
 pub(super) struct Interpreter<'m> {
     model: &'m OnnxModel,
+    /// Whether the roundings of activations are part of what is computed.
+    rounds: bool,
     opset: i64,
     lengths: Lengths,
     bases: Bases,
@@ -130,9 +132,11 @@ impl<'m> Interpreter<'m> {
         model: &'m OnnxModel,
         boundary: &Boundary,
         lengths: Lengths,
+        rounds: bool,
     ) -> Result<Interpretation, LowerError> {
         let mut interpreter = Interpreter {
             model,
+            rounds,
             opset: model.opset("").unwrap_or(18),
             lengths,
             bases: Bases::default(),

@@ -43,7 +43,7 @@ impl Interpreter<'_> {
                 &[],
                 &[shape.iter().product::<usize>() as i64],
             )?)),
-            "Identity" | "Cast" | "CastLike" | "Dropout" | "QuantizeLinear" => one(first.clone()),
+            "Identity" | "Cast" | "CastLike" | "Dropout" => one(first.clone()),
             "Reshape" => {
                 let Some(wanted) = self.i64s_at(inputs, 1)? else {
                     return not_understood("it has no shape");

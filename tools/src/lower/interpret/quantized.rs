@@ -1,6 +1,7 @@
 //! Operators of quantized exports: block-quantized weights, dynamic int8, quantize-dequantize pairs.
 
-use super::super::base::Def;
+use super::super::base::{Def, Rounding};
+use super::super::form::Form;
 use super::super::matrix::{Codes, Grid, MatrixSource, Reals, ZeroPoints};
 use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
@@ -47,11 +48,17 @@ impl Interpreter<'_> {
                     _ => not_understood("its indices are not the token ids"),
                 }
             }
-            ("DynamicQuantizeLinear", Some(Value::Form(x))) => Ok(Some(vec![
-                Value::DynamicQuantized(x.clone()),
-                Value::DynamicScale(vec![1.0], vec![]),
-                Value::DynamicScale(vec![1.0], vec![]),
-            ])),
+            ("DynamicQuantizeLinear", Some(Value::Form(x))) => {
+                let x = self.rounded(label, &x.clone(), Rounding::Dynamic);
+                let scale = Value::DynamicScale(vec![1.0], vec![]);
+                Ok(Some(vec![Value::DynamicQuantized(x), scale.clone(), scale]))
+            }
+            ("QuantizeLinear", Some(Value::Form(x))) => {
+                let x = x.clone();
+                let rounding =
+                    self.static_rounding(node, inputs, x.shape.last().copied().unwrap_or(1))?;
+                Ok(Some(vec![Value::Form(self.rounded(label, &x, rounding))]))
+            }
             ("MatMulInteger", Some(Value::DynamicQuantized(x))) => {
                 let Some(weight) = stored(1) else {
                     return not_understood("its weight is no constant");
@@ -69,7 +76,7 @@ impl Interpreter<'_> {
                     return not_understood("its weight is no constant");
                 };
                 let weight = per_column(&weight, &scale, stored(3).as_ref())?;
-                let x = x.clone();
+                let x = self.rounded(label, &x.clone(), Rounding::Dynamic);
                 let mut y = self.linear(label, &x, weight.transposed())?;
                 if let Some(bias) = input(4) {
                     y = self.add_value(label, &y, bias)?;
@@ -107,7 +114,6 @@ impl Interpreter<'_> {
                     _ => None,
                 });
                 let Some(table) = table else {
-                    self.note("activations that the export quantizes with fixed scales are quantized per block instead");
                     return Ok(Some(vec![Value::Form(x.clone())]));
                 };
                 let shape = x.shape.clone();
@@ -134,10 +140,74 @@ impl Interpreter<'_> {
         }
     }
 
-    fn note(&mut self, note: &str) {
+    pub(super) fn note(&mut self, note: &str) {
         if !self.notes.iter().any(|held| held == note) {
             self.notes.push(note.to_owned());
         }
+    }
+
+    /// Activations as the export rounds them, when that is part of what is computed.
+    pub(super) fn rounded(&mut self, label: &str, x: &Form, rounding: Rounding) -> Form {
+        if !self.rounds {
+            let how = match rounding {
+                Rounding::Dynamic => {
+                    "activations that the export quantizes per call are quantized per block instead"
+                }
+                Rounding::Static { .. } => {
+                    "activations that the export quantizes with fixed scales are quantized per block instead"
+                }
+            };
+            self.note(how);
+            return x.clone();
+        }
+        let shape = x.shape.clone();
+        self.bases.add(
+            label,
+            Def::Round {
+                x: x.clone(),
+                rounding,
+            },
+            &shape,
+        )
+    }
+
+    /// The levels of a `QuantizeLinear`.
+    fn static_rounding(
+        &mut self,
+        node: &NodeProto,
+        inputs: &[Option<Value>],
+        width: usize,
+    ) -> Understood<Rounding> {
+        let Some(scales) = self.known_at(inputs, 1)? else {
+            return not_understood("it has no scale");
+        };
+        let scales: Vec<f32> = scales.f64s()?.iter().map(|scale| *scale as f32).collect();
+        if scales.len() != 1 && scales.len() != width {
+            return not_understood("its scales are neither one for all nor one for each column");
+        }
+        let zero = self.known_at(inputs, 2)?;
+        let kind = match &zero {
+            Some(zero) => Some(zero.tensor().datum_type()),
+            None => None,
+        };
+        let zero_point = match zero {
+            Some(zero) => match zero.uniform()? {
+                Some(value) => value as i32,
+                None => return not_understood("its zero points differ"),
+            },
+            None => 0,
+        };
+        let unsigned = kind.map_or(
+            node.int("output_dtype").is_none_or(|kind| kind == 2),
+            |kind| kind.is_unsigned(),
+        );
+        let (low, high) = if unsigned { (0, 255) } else { (-128, 127) };
+        Ok(Rounding::Static {
+            scales,
+            zero_point,
+            low,
+            high,
+        })
     }
 
     /// An embedding table of integers whose scale comes later.

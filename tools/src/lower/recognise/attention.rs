@@ -1,6 +1,6 @@
 //! Matches attention: queries, keys and values by head, rotation, scale, cap, mask and window.
 
-use super::super::base::{AttentionDef, Def, Unary};
+use super::super::base::{AttentionDef, Def, Rounding, Unary};
 use super::super::form::{Element, Form};
 use super::super::interpret::Interpretation;
 use super::super::layout;
@@ -92,6 +92,8 @@ impl<'a> Matcher<'a> {
             past,
             far,
             Attention {
+                k_rounding: None,
+                v_rounding: None,
                 scale: scores.scale,
                 softcap: scores.softcap,
                 window,
@@ -188,6 +190,8 @@ impl<'a> Matcher<'a> {
             past,
             far,
             Attention {
+                k_rounding: def.k_rounding.as_ref(),
+                v_rounding: def.v_rounding.as_ref(),
                 scale: def.scale,
                 softcap: def.softcap,
                 window,
@@ -270,7 +274,7 @@ impl<'a> Matcher<'a> {
         v: Heads<'_>,
         past: usize,
         far: Option<(usize, Rotation)>,
-        attention: Attention,
+        attention: Attention<'_>,
     ) -> Matched<usize> {
         let bases = &self.near.bases;
         let read = |what: &str, heads: &Heads<'_>| {
@@ -320,7 +324,7 @@ impl<'a> Matcher<'a> {
         };
         let mut q_columns = emit(self, query.base, query.columns.clone(), 1.0)?;
         let mut k_columns = emit(self, key.base, key_columns, 1.0)?;
-        let v_columns = emit(self, value.base, value_columns, value.factor)?;
+        let mut v_columns = emit(self, value.base, value_columns, value.factor)?;
         if let Some(mut table) = rope {
             if (magnitude - 1.0).abs() > 1e-4 {
                 table.magnitude = magnitude as f32;
@@ -345,6 +349,14 @@ impl<'a> Matcher<'a> {
             };
             q_columns = turn(self, q_columns, "q");
             k_columns = turn(self, k_columns, "k");
+        }
+        if let Some(rounding) = attention.k_rounding {
+            let node = self.emit_round(&format!("{name}/k_cache"), k_columns, rounding)?;
+            k_columns = self.whole(node);
+        }
+        if let Some(rounding) = attention.v_rounding {
+            let node = self.emit_round(&format!("{name}/v_cache"), v_columns, rounding)?;
+            v_columns = self.whole(node);
         }
         self.layers.push(KvLayer {
             kv_heads,
@@ -396,7 +408,9 @@ impl<'a> Matcher<'a> {
     }
 }
 
-struct Attention {
+struct Attention<'a> {
+    k_rounding: Option<&'a Rounding>,
+    v_rounding: Option<&'a Rounding>,
     scale: f64,
     softcap: Option<f64>,
     window: Option<usize>,

@@ -10,14 +10,14 @@ mod heads;
 mod mask;
 mod rope;
 
-use super::base::{Base, Def, NormDef, TableRows};
+use super::base::{Base, Def, NormDef, Rounding, TableRows};
 use super::form::{BaseId, Form};
 use super::interpret::Interpretation;
 use super::matrix::MatrixSource;
 use super::parts::Parts;
 use columns::{Selection, select};
 use functions::Elementwise;
-use niwaki::graph::{Columns, KvLayer, Node, NormKind, Op, RopeTable};
+use niwaki::graph::{Columns, KvLayer, Levels, Node, NormKind, Op, RopeTable};
 use std::collections::HashMap;
 
 /// Why a value could not be matched: the base's node and the reason.
@@ -316,6 +316,10 @@ impl<'a> Matcher<'a> {
                     ),
                 }
             }
+            Def::Round { x, rounding } => {
+                let x = self.columns(x, name)?;
+                self.emit_round(name, x, rounding)
+            }
             Def::Add { a, b } => {
                 let ((a, a_factor), (b, b_factor)) = (
                     self.columns_and_factor(a, name)?,
@@ -352,6 +356,24 @@ impl<'a> Matcher<'a> {
             Def::Ids => self.fail(name, "the token ids are used as numbers"),
             Def::Past => self.fail(name, "the cache is used outside of attention"),
         }
+    }
+
+    fn emit_round(&mut self, name: &str, x: Columns, rounding: &Rounding) -> Matched<usize> {
+        let levels = match rounding {
+            Rounding::Dynamic => Levels::Dynamic,
+            Rounding::Static {
+                scales,
+                zero_point,
+                low,
+                high,
+            } => Levels::Static {
+                scale: self.parts.vector(&format!("{name}/scale"), scales.clone()),
+                zero_point: *zero_point,
+                low: *low,
+                high: *high,
+            },
+        };
+        Ok(self.push(name, Op::Round { levels }, vec![x], x.width))
     }
 
     fn emit_function(&mut self, name: &str, function: Elementwise) -> Matched<usize> {
