@@ -24,7 +24,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 signed bytes.
     fn load_i8(self, bytes: &[u8; 16]) -> Self::I;
 
-    /// Activation rows that a matrix product handles at once, 4 or 8: as many as the registers hold.
+    /// Activation rows that a product of integers handles at once, 2, 4 or 8: as many as the registers
+    /// hold.
     const BATCH: usize;
 
     /// Exact dot products of the 16 rows of an int4 tile (stored as `q + 8`) with each of `M` activation

@@ -61,7 +61,7 @@ fn upper_products(weights: int8x16_t, activations: int8x16_t) -> int16x8_t {
 
 impl Simd for Neon {
     float_methods!();
-    const BATCH: usize = 4;
+    const BATCH: usize = 2;
 
     /// The products of a row are added in 16 bits: 16 of them per lane, at most 15 * 127 each.
     #[inline(always)]

@@ -78,21 +78,25 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
         } else {
             0
         };
-        if S::BATCH == 8 {
-            while row + 8 <= x.rows() {
-                let sums = group_rows::<S, INT4, QUADS, PLAIN, 8>(simd, format, bytes, x, row);
-                for (i, sum) in sums.into_iter().enumerate() {
-                    finish(row + i, sum);
+        /// Goes on in steps of `$m` rows.
+        macro_rules! batches {
+            ($m:literal) => {
+                while row + $m <= x.rows() {
+                    let sums = group_rows::<S, INT4, QUADS, PLAIN, $m>(simd, format, bytes, x, row);
+                    for (i, sum) in sums.into_iter().enumerate() {
+                        finish(row + i, sum);
+                    }
+                    row += $m;
                 }
-                row += 8;
-            }
+            };
         }
-        while row + 4 <= x.rows() {
-            let sums = group_rows::<S, INT4, QUADS, PLAIN, 4>(simd, format, bytes, x, row);
-            for (i, sum) in sums.into_iter().enumerate() {
-                finish(row + i, sum);
-            }
-            row += 4;
+        match S::BATCH {
+            8 => batches!(8),
+            4 => batches!(4),
+            _ => batches!(2),
+        }
+        if S::BATCH == 8 {
+            batches!(4);
         }
         while row < x.rows() {
             let [sum] = group_rows::<S, INT4, QUADS, PLAIN, 1>(simd, format, bytes, x, row);
