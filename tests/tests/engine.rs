@@ -480,3 +480,51 @@ fn engines_and_sessions_move_between_threads() {
     is_send::<Engine>();
     is_sync::<Engine>();
 }
+
+#[test]
+fn the_longest_graph_the_format_allows_opens_in_bounded_time() {
+    use niwaki::graph::{Columns, Graph, Node, Op};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.niwaki");
+    let mut writer = niwaki_cli::pack::BundleWriter::create(&path).unwrap();
+    let table = niwaki_kernels::pack_float(MatrixFormat::F32, 4, 4, &[1.0; 16]).unwrap();
+    let table = writer
+        .add_matrix("table", MatrixFormat::F32, 4, 4, &table)
+        .unwrap();
+    let node = |op, inputs| Node {
+        name: "n".into(),
+        op,
+        inputs,
+        width: 4,
+    };
+    let mut nodes = vec![node(Op::Embed { table, scale: 1.0 }, vec![])];
+    for before in 0..(1 << 16) - 1 {
+        // Two inputs each: a naive walk over the paths would never end.
+        let input = Columns {
+            node: before,
+            offset: 0,
+            width: 4,
+        };
+        nodes.push(node(Op::Add { scale: -0.5 }, vec![input, input]));
+    }
+    let logits = nodes.len() - 1;
+    let graph = Graph {
+        vocabulary: 4,
+        context_tokens: 8,
+        layers: vec![],
+        ropes: vec![],
+        nodes,
+        logits,
+    };
+    writer
+        .finish(&niwaki::bundle::Manifest::default(), &graph)
+        .unwrap();
+    let start = std::time::Instant::now();
+    let mut session = Engine::open(&path, &threads(1)).unwrap().session().unwrap();
+    session.append(&[1, 2], LogitsFor::EveryToken).unwrap();
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+}

@@ -152,3 +152,51 @@ fn sliding_windows_and_activations_take_what_was_planned() {
     };
     check(&decoder, None, 0.08);
 }
+
+/// A byte-pair tokenizer of all words of up to three letters.
+fn large_tokenizer() -> Vec<u8> {
+    let letters: Vec<String> = ('a'..='z').map(String::from).collect();
+    let pairs: Vec<String> = letters
+        .iter()
+        .flat_map(|a| letters.iter().map(move |b| format!("{a}{b}")))
+        .collect();
+    let triples = pairs
+        .iter()
+        .flat_map(|a| letters.iter().map(move |b| format!("{a}{b}")));
+    let merges = letters
+        .iter()
+        .flat_map(|a| letters.iter().map(move |b| [a.clone(), b.clone()]));
+    let merges: Vec<_> = merges
+        .chain(
+            pairs
+                .iter()
+                .flat_map(|a| letters.iter().map(move |b| [a.clone(), b.clone()])),
+        )
+        .collect();
+    let words = letters
+        .iter()
+        .cloned()
+        .chain(pairs.iter().cloned())
+        .chain(triples);
+    let vocabulary: std::collections::BTreeMap<String, usize> =
+        words.enumerate().map(|(id, word)| (word, id)).collect();
+    let mut json: serde_json::Value = serde_json::from_str(synthetic::TOKENIZER).unwrap();
+    json["added_tokens"] = serde_json::json!([]);
+    json["model"]["vocab"] = serde_json::json!(vocabulary);
+    json["model"]["merges"] = serde_json::json!(merges);
+    serde_json::to_vec_pretty(&json).unwrap()
+}
+
+#[test]
+fn a_tokenizer_takes_no_more_than_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.niwaki");
+    Decoder::TINY.write_with(&path, 1, |writer| writer.set_tokenizer(large_tokenizer()));
+    let plan = Engine::plan(&path, &OPTIONS).unwrap();
+    let ratio = measured(&path) as f64 / plan.anonymous_bytes() as f64;
+    println!("{plan}\nmeasured {ratio:.3} of the plan");
+    assert!(
+        (0.5..1.1).contains(&ratio),
+        "the process took {ratio:.3} of what was planned\n{plan}"
+    );
+}
