@@ -153,6 +153,23 @@ fn sliding_windows_and_activations_take_what_was_planned() {
     check(&decoder, None, 0.08);
 }
 
+#[test]
+fn a_deep_graph_takes_what_was_planned() {
+    let decoder = Decoder {
+        vocabulary: 16,
+        context_tokens: 64,
+        hidden: 16,
+        layers: 1000,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        ffn: 16,
+        format: MatrixFormat::INT4,
+        window: None,
+    };
+    check(&decoder, None, 0.1);
+}
+
 /// A byte-pair tokenizer of all words of up to three letters.
 fn large_tokenizer() -> Vec<u8> {
     let letters: Vec<String> = ('a'..='z').map(String::from).collect();

@@ -171,7 +171,7 @@ fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
 /// The parsed graph and weight table, tract's nodes, and a session's list of values.
 fn graph_bytes(bundle: &Bundle, graph: &Graph) -> u64 {
     /// Measured: a node, its name, its facts and its place in the plan.
-    const PER_NODE: u64 = 3 << 10;
+    const PER_NODE: u64 = 2 << 10;
     const PER_WEIGHT: u64 = 256;
     let table = bundle.weight_table();
     graph.nodes.len() as u64 * PER_NODE
