@@ -58,6 +58,14 @@ pub enum LayoutError {
         /// Columns of the matrix.
         cols: usize,
     },
+    /// A matrix without rows or columns: nothing bounds its other dimension.
+    #[error("a matrix of {rows} x {cols} has no elements")]
+    Empty {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+    },
     /// Packed bytes of the wrong length.
     #[error("a {rows} x {cols} matrix takes {expected} bytes in this format, not {actual}")]
     Length {
@@ -203,13 +211,17 @@ impl<'a> Matrix<'a> {
     /// Views `bytes` as a packed matrix. They may start at any address.
     ///
     /// # Errors
-    /// If the format is not supported or `bytes` does not have exactly the length it prescribes.
+    /// If the format is not supported, the matrix has no elements, or `bytes` does not have exactly the
+    /// length that the format prescribes.
     pub fn new(
         format: MatrixFormat,
         rows: usize,
         cols: usize,
         bytes: &'a [u8],
     ) -> Result<Self, LayoutError> {
+        if rows == 0 || cols == 0 {
+            return Err(LayoutError::Empty { rows, cols });
+        }
         let expected = format.checked_size(rows, cols)?;
         if bytes.len() != expected {
             return Err(LayoutError::Length {
@@ -272,9 +284,6 @@ impl<'a> Matrix<'a> {
         );
         assert_eq!(out.len(), self.cols, "length of the row");
         let lane = row % ROWS;
-        if self.cols == 0 {
-            return;
-        }
         let group = self.group(row / ROWS);
         match self.format.element {
             Element::F32 => {

@@ -138,6 +138,10 @@ fn wrong_lengths_and_formats_are_refused() {
             })
         );
     }
+    for (rows, cols) in [(0, 5), (usize::MAX, 0)] {
+        let error = Matrix::new(format, rows, cols, &[]).err();
+        assert_eq!(error, Some(LayoutError::Empty { rows, cols }));
+    }
     let odd = MatrixFormat {
         block: 24,
         ..format
