@@ -1,8 +1,12 @@
 //! The library behind the niwaki command.
 
 pub mod build;
+pub mod commands;
+pub mod demo_model;
+pub mod evaluate;
 pub mod export;
 pub mod lower;
 pub mod onnx;
 pub mod pack;
 pub mod quantize;
+pub mod report;

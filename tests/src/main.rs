@@ -1,0 +1,7 @@
+//! The `niwaki` command as the tests run it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    niwaki_cli::commands::main()
+}

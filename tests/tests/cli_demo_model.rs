@@ -1,0 +1,366 @@
+//! The commands end to end, on the demo model.
+#![allow(clippy::unwrap_used)]
+
+use niwaki_tests::{demo_export, demo_held_out_text, niwaki, zoo};
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// The demo model built once to int4 by the command itself.
+static BUILT: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    niwaki!(
+        "build",
+        demo_export(),
+        "-o",
+        folder.path().join("int4.niwaki")
+    )
+    .assert()
+    .success();
+    folder
+});
+
+fn int4() -> PathBuf {
+    BUILT.path().join("int4.niwaki")
+}
+
+fn stdout(command: &mut assert_cmd::Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.stderr.is_empty(),
+        "a pipe hears nothing: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(command: &mut assert_cmd::Command) -> Value {
+    serde_json::from_str(&stdout(command.arg("--json"))).unwrap()
+}
+
+#[test]
+fn a_build_leaves_one_file_smaller_than_the_export() {
+    assert_eq!(fs::read_dir(BUILT.path()).unwrap().count(), 1);
+    let export = fs::metadata(demo_export().join("model.onnx"))
+        .unwrap()
+        .len();
+    let bundle = fs::metadata(int4()).unwrap().len();
+    assert!(bundle * 6 < export, "{bundle} of {export} bytes");
+}
+
+#[test]
+fn two_builds_give_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let again = folder.path().join("again.niwaki");
+    niwaki!("build", demo_export(), "-o", &again, "--weights", "int4")
+        .assert()
+        .success();
+    assert!(fs::read(again).unwrap() == fs::read(int4()).unwrap());
+}
+
+#[test]
+fn the_same_seed_tells_the_same_story_and_another_one_another() {
+    let story = |seed| {
+        stdout(&mut niwaki!(
+            "run",
+            int4(),
+            "Once upon a time",
+            "--seed",
+            seed,
+            "--max-new-tokens",
+            "40"
+        ))
+    };
+    let first = story("7");
+    assert_eq!(first, story("7"));
+    assert_ne!(first, story("8"));
+    assert!(first.split_whitespace().count() > 15, "{first}");
+}
+
+#[test]
+fn scalar_kernels_tell_the_same_story() {
+    let run = || {
+        niwaki!(
+            "run",
+            int4(),
+            "There was a king",
+            "--seed",
+            "3",
+            "--max-new-tokens",
+            "12"
+        )
+    };
+    assert_eq!(
+        stdout(&mut run()),
+        stdout(run().env("NIWAKI_ISA", "scalar"))
+    );
+}
+
+#[test]
+fn greedy_needs_no_seed() {
+    let run = |seed| {
+        stdout(&mut niwaki!(
+            "run",
+            int4(),
+            "The wolf",
+            "--temperature",
+            "0",
+            "--seed",
+            seed,
+            "--max-new-tokens",
+            "16"
+        ))
+    };
+    assert_eq!(run("1"), run("2"));
+}
+
+#[test]
+fn prompts_of_any_script_give_whole_characters() {
+    for prompt in [
+        "",
+        "a",
+        "Der König sprach: »Ei!«",
+        "昔々、あるところに",
+        "🐉🐉🐉",
+        "\n\t",
+        "e\u{301}",
+    ] {
+        let output = json(&mut niwaki!("run", int4(), prompt, "--max-new-tokens", "8"));
+        assert!(output["text"].is_string(), "{prompt:?}: {output}");
+    }
+}
+
+#[test]
+fn a_prompt_from_stdin_is_the_prompt() {
+    let run = |prompt| niwaki!("run", int4(), prompt, "--max-new-tokens", "8");
+    assert_eq!(
+        stdout(run("-").write_stdin("Once upon a time")),
+        stdout(&mut run("Once upon a time"))
+    );
+}
+
+#[test]
+fn the_json_of_a_run_counts_its_tokens() {
+    let output = json(&mut niwaki!(
+        "run",
+        int4(),
+        "Once upon a time",
+        "--max-new-tokens",
+        "8"
+    ));
+    assert_eq!(output["tokens"].as_array().unwrap().len(), 8);
+    assert_eq!(output["finish_reason"], "max_new_tokens");
+    // The beginning-of-text token stands before the prompt's own.
+    let without = json(&mut niwaki!(
+        "run",
+        int4(),
+        "Once upon a time",
+        "--max-new-tokens",
+        "8",
+        "--no-bos"
+    ));
+    assert_eq!(
+        output["prompt_tokens"].as_u64().unwrap(),
+        without["prompt_tokens"].as_u64().unwrap() + 1
+    );
+}
+
+#[test]
+fn inspect_tells_manifest_graph_weights_and_memory() {
+    let output = json(&mut niwaki!("inspect", int4()));
+    assert_eq!(output["manifest"]["architecture"], "llama");
+    assert_eq!(output["graph"]["layers"].as_array().unwrap().len(), 6);
+    assert_eq!(output["graph"]["vocabulary"], 2048);
+    let matrices = output["weights"]["matrices"].as_array().unwrap();
+    assert!(
+        matrices.iter().all(|matrix| matrix["element"] == "int4"),
+        "{matrices:?}"
+    );
+    assert!(output["memory"]["anonymous_bytes"].as_u64().unwrap() > 0);
+    let text = stdout(&mut niwaki!("inspect", int4(), "--nodes"));
+    for word in [
+        "llama",
+        "int4, block 32",
+        "attention",
+        "keys and values",
+        "anonymous",
+    ] {
+        assert!(text.contains(word), "no {word} in:\n{text}");
+    }
+}
+
+#[test]
+fn perplexity_of_int8_is_that_of_fp32_and_int4_is_close() {
+    let folder = tempfile::tempdir().unwrap();
+    let int8 = folder.path().join("int8.niwaki");
+    niwaki!("build", demo_export(), "-o", &int8, "--weights", "int8")
+        .assert()
+        .success();
+    let eval = |model: PathBuf| {
+        json(&mut niwaki!(
+            "eval",
+            model,
+            "--text",
+            demo_held_out_text(),
+            "--max-windows",
+            "16",
+            "--reference",
+            demo_export()
+        ))
+    };
+    let change = |output: &Value| {
+        output["perplexity"].as_f64().unwrap() / output["reference"]["perplexity"].as_f64().unwrap()
+            - 1.0
+    };
+    let (int8, int4) = (eval(int8), eval(int4()));
+    assert_eq!(int8["windows"], 16);
+    assert_eq!(int8["scored_tokens"], 16 * 256);
+    assert!(change(&int8).abs() < 0.002, "{int8}");
+    assert!(
+        int8["reference"]["top1_agreement"].as_f64().unwrap() > 0.97,
+        "{int8}"
+    );
+    assert!(change(&int4).abs() < 0.03, "{int4}");
+    assert!(
+        int4["reference"]["top1_agreement"].as_f64().unwrap() > 0.8,
+        "{int4}"
+    );
+}
+
+/// onnxruntime 1.32 on the same export, tokens and windows gives 45.8859.
+#[test]
+fn perplexity_of_the_export_is_what_onnxruntime_finds() {
+    let output = json(&mut niwaki!(
+        "eval",
+        demo_export(),
+        "--text",
+        demo_held_out_text(),
+        "--max-windows",
+        "16"
+    ));
+    let perplexity = output["perplexity"].as_f64().unwrap();
+    assert!(
+        (perplexity / 45.88574593861672 - 1.0).abs() < 1e-4,
+        "{perplexity}"
+    );
+}
+
+#[test]
+fn logits_of_the_calls_are_written_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (calls, output) = (
+        folder.path().join("calls.json"),
+        folder.path().join("out.npz"),
+    );
+    fs::write(
+        &calls,
+        r#"[{"name": "whole", "ids": [0, 5, 9, 100], "reset": true},
+            {"name": "first", "ids": [0, 5], "reset": true},
+            {"name": "rest", "ids": [9, 100]}]"#,
+    )
+    .unwrap();
+    assert_eq!(
+        stdout(&mut niwaki!(
+            "logits",
+            int4(),
+            "--calls",
+            &calls,
+            "-o",
+            &output
+        )),
+        ""
+    );
+    let logits = zoo::read_logits(&output).unwrap();
+    assert_eq!(
+        logits.keys().collect::<Vec<_>>(),
+        ["first", "rest", "whole"]
+    );
+    assert!(logits.values().all(|array| array.width == 2048));
+    let parts = [logits["first"].values.as_slice(), &logits["rest"].values].concat();
+    assert!(
+        parts == logits["whole"].values,
+        "a call without reset goes on where the last one ended"
+    );
+}
+
+#[test]
+fn a_quantized_model_packs_to_what_a_build_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let (onnx, bundle) = (
+        folder.path().join("int4.onnx"),
+        folder.path().join("packed.niwaki"),
+    );
+    let report = json(&mut niwaki!(
+        "quantize",
+        demo_export().join("model.onnx"),
+        "-o",
+        &onnx
+    ));
+    assert!(!report["quantized"].as_array().unwrap().is_empty());
+    assert_eq!(
+        report["size_bytes"].as_u64().unwrap(),
+        fs::metadata(&onnx).unwrap().len()
+    );
+    niwaki!("pack", &onnx, "-o", &bundle, "--config", demo_export())
+        .assert()
+        .success();
+    let story = |model: PathBuf| {
+        stdout(&mut niwaki!(
+            "run",
+            model,
+            "Once upon a time",
+            "--seed",
+            "7",
+            "--max-new-tokens",
+            "24"
+        ))
+    };
+    assert_eq!(story(bundle), story(int4()));
+}
+
+#[test]
+fn the_demo_measures_three_forms_and_tells_a_story() {
+    let output = json(&mut niwaki!("demo"));
+    let figures = output["figures"].as_array().unwrap();
+    let names: Vec<&str> = figures
+        .iter()
+        .map(|form| form["weights"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["fp32", "int8", "int4"]);
+    let size = |index: usize| figures[index]["size_bytes"].as_u64().unwrap();
+    assert!(size(0) > size(1) && size(1) > size(2));
+    assert!(
+        output["story"].as_str().unwrap().split_whitespace().count() > 40,
+        "{output}"
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    use std::process::{Command, Stdio};
+    let mut run = Command::new(env!("CARGO_BIN_EXE_niwaki-under-test"))
+        .args([
+            "run".as_ref(),
+            int4().as_os_str(),
+            "Once upon a time".as_ref(),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(run.stdout.take());
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
