@@ -192,9 +192,9 @@ impl fmt::Display for Memory {
             "anonymous",
             &report::bytes(self.anonymous_bytes),
         ]);
-        write!(
+        writeln!(
             f,
-            "{table}with a context of {} tokens\n",
+            "{table}with a context of {} tokens",
             report::count(self.context_tokens as u64)
         )
     }

@@ -211,7 +211,7 @@ pub(super) fn reshaped(shape: &[usize], wanted: &[i64], allow_zero: bool) -> Opt
     }
     let known: usize = result.iter().product();
     if let Some(axis) = open {
-        result[axis] = if known == 0 { 0 } else { total / known };
+        result[axis] = total.checked_div(known).unwrap_or(0);
     }
     (result.iter().product::<usize>() == total).then_some(result)
 }

@@ -191,7 +191,8 @@ impl Codes {
         let i = self.grid.at(row, col);
         let per_byte = 8 / self.bits as usize;
         let byte = self.bytes[i / per_byte];
-        let code = (u32::from(byte) >> (i % per_byte) as u32 * self.bits) & ((1 << self.bits) - 1);
+        let shift = (i % per_byte) as u32 * self.bits;
+        let code = (u32::from(byte) >> shift) & ((1 << self.bits) - 1);
         if self.signed {
             let unused = 32 - self.bits;
             ((code << unused) as i32) >> unused

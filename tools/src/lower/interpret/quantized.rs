@@ -186,10 +186,7 @@ impl Interpreter<'_> {
             return not_understood("its scales are neither one for all nor one for each column");
         }
         let zero = self.known_at(inputs, 2)?;
-        let kind = match &zero {
-            Some(zero) => Some(zero.tensor().datum_type()),
-            None => None,
-        };
+        let kind = zero.as_ref().map(|zero| zero.tensor().datum_type());
         let zero_point = match zero {
             Some(zero) => match zero.uniform()? {
                 Some(value) => value as i32,

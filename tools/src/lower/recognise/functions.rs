@@ -61,7 +61,9 @@ pub(super) struct Norm {
 /// How far a function may be from the one it is taken for: exports round their constants.
 const TOLERANCE: f64 = 2e-4;
 
-const ACTIVATIONS: [(Activation, fn(f64) -> f64); 6] = [
+type Candidate = (Activation, fn(f64) -> f64);
+
+const ACTIVATIONS: [Candidate; 6] = [
     (Activation::Silu, |x| Unary::QuickGelu(1.0).apply(x)),
     (Activation::GeluErf, |x| Unary::GeluErf.apply(x)),
     (Activation::GeluTanh, |x| Unary::GeluTanh.apply(x)),

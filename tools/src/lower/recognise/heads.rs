@@ -175,8 +175,8 @@ impl Heads<'_> {
                 Turn::read(&parts[a], &parts[b]).ok_or("its columns do not turn in a circle")?;
             own[a] = turn.columns.0;
             own[b] = turn.columns.1;
-            for (token, (cos, sin)) in turn.turns.iter().enumerate() {
-                angles[token][pair] = sin.atan2(*cos);
+            for (angles, (cos, sin)) in angles.iter_mut().zip(&turn.turns) {
+                angles[pair] = sin.atan2(*cos);
                 lengths.push(cos.hypot(*sin));
             }
         }
