@@ -1,10 +1,10 @@
 //! Lowers an exported ONNX decoder onto Niwaki's operators.
 //!
-//! 1. The graph is interpreted on [forms](form) at a short and at a long past: what only moves elements
-//!    disappears, what computes becomes a [base](base).
-//! 2. The bases the logits depend on are [recognised](recognise) as embeddings, projections, norms, rotary
+//! 1. The graph is interpreted on forms (`form`) at a short and at a long past: what only moves elements
+//!    disappears, what computes becomes a base (`base`).
+//! 2. The bases the logits depend on are recognised (`recognise`) as embeddings, projections, norms, rotary
 //!    embeddings, attention and gates, by what they compute.
-//! 3. Projections of the same input are [fused](fuse).
+//! 3. Projections of the same input are fused (`fuse`).
 //!
 //! Weights are not read: [`Parts`] says where they lie in the file. A graph that is no decoder, or has a node
 //! that is not understood, gives a [`LowerError::NotLowered`] that lists the nodes and the reasons.
