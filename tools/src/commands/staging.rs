@@ -150,6 +150,7 @@ fn staged() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::Staging;
     use std::fs;
