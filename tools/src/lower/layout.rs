@@ -1,5 +1,16 @@
 //! Where each element of a rearranged tensor comes from: the index arithmetic of ONNX's layout operators.
 
+/// Most elements a rearranged tensor may have: real decoders at the probed lengths stay far below.
+const ELEMENTS_MAX: usize = 1 << 24;
+
+/// The number of elements of `shape`; `None` when no real decoder has so many.
+pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |count, &size| count.checked_mul(size))
+        .filter(|count| *count <= ELEMENTS_MAX)
+}
+
 /// Row-major strides.
 pub(super) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
@@ -129,7 +140,7 @@ pub(super) fn slice(
     })
 }
 
-/// Numpy broadcasting of two shapes.
+/// Numpy broadcasting of two shapes; `None` when they do not fit, or the result would be absurdly large.
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |shape: &[usize], axis: usize| {
@@ -137,14 +148,15 @@ pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
             .checked_sub(rank)
             .map_or(1, |axis| shape[axis])
     };
-    (0..rank)
+    let shape: Vec<usize> = (0..rank)
         .map(|axis| match (at(a, axis), at(b, axis)) {
             (x, y) if x == y => Some(x),
             (1, y) => Some(y),
             (x, 1) => Some(x),
             _ => None,
         })
-        .collect()
+        .collect::<Option<_>>()?;
+    element_count(&shape).map(|_| shape)
 }
 
 /// Source positions of a tensor of `shape` broadcast to `result`.
@@ -180,14 +192,14 @@ pub(super) fn gather(
         .collect::<Option<_>>()?;
     let outer: usize = shape[..axis].iter().product();
     let inner: usize = shape[axis + 1..].iter().product();
-    let mut picks = Vec::with_capacity(outer * indices.len() * inner);
+    let shape = [&shape[..axis], indices_shape, &shape[axis + 1..]].concat();
+    let mut picks = Vec::with_capacity(element_count(&shape)?);
     for o in 0..outer {
         for &index in &indices {
-            let start = (o * shape[axis] + index) * inner;
+            let start = (o * size as usize + index) * inner;
             picks.extend(start..start + inner);
         }
     }
-    let shape = [&shape[..axis], indices_shape, &shape[axis + 1..]].concat();
     Some(Picks {
         shape,
         from: From::Listed(picks),
@@ -196,7 +208,12 @@ pub(super) fn gather(
 
 /// The shape `Reshape` asks for: 0 copies a dimension, -1 is what is left.
 pub(super) fn reshaped(shape: &[usize], wanted: &[i64], allow_zero: bool) -> Option<Vec<usize>> {
-    let total: usize = shape.iter().product();
+    let product = |shape: &[usize]| {
+        shape
+            .iter()
+            .try_fold(1usize, |count, &size| count.checked_mul(size))
+    };
+    let total = product(shape)?;
     let mut result = Vec::with_capacity(wanted.len());
     let mut open = None;
     for (axis, &size) in wanted.iter().enumerate() {
@@ -209,11 +226,11 @@ pub(super) fn reshaped(shape: &[usize], wanted: &[i64], allow_zero: bool) -> Opt
             size => usize::try_from(size).ok()?,
         });
     }
-    let known: usize = result.iter().product();
+    let known = product(&result)?;
     if let Some(axis) = open {
         result[axis] = total.checked_div(known).unwrap_or(0);
     }
-    (result.iter().product::<usize>() == total).then_some(result)
+    (product(&result)? == total).then_some(result)
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! Weight matrices as the export stores them, read element by element without unpacking the file.
+//! Weight matrices as the export stores them, read in place, without unpacking the file.
 
-use crate::onnx::{DataType, TensorView};
+use super::stored::{Codes, Grid, Reals};
+use crate::onnx::TensorView;
 use bytes::Bytes;
-use half::{bf16, f16};
+use half::f16;
 use niwaki_kernels::{Element, MatrixFormat, ScaleType};
-use std::rc::Rc;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A constant matrix of the export, `[rows, cols]`, possibly transposed, dequantised or with rows picked.
 #[derive(Clone, Debug)]
@@ -12,8 +14,8 @@ pub struct MatrixSource {
     rows: usize,
     cols: usize,
     content: Content,
-    row_picks: Option<Rc<[usize]>>,
-    row_factors: Option<Rc<[f32]>>,
+    row_picks: Option<Arc<[usize]>>,
+    row_factors: Option<Arc<[f32]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,189 +33,6 @@ enum Zero {
     Constant(i32),
     Codes(Codes),
     Real(Reals),
-}
-
-/// Where element (row, column) of a grid lies: every `row_block` rows and `col_block` columns share one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub(super) row_stride: usize,
-    pub(super) col_stride: usize,
-    pub(super) row_block: usize,
-    pub(super) col_block: usize,
-}
-
-impl Grid {
-    /// One element for each place of a row-major matrix with `cols` columns.
-    pub(super) fn dense(cols: usize) -> Grid {
-        Grid {
-            row_stride: cols,
-            col_stride: 1,
-            row_block: 1,
-            col_block: 1,
-        }
-    }
-
-    /// One element for all.
-    pub(super) fn scalar() -> Grid {
-        Grid {
-            row_stride: 0,
-            col_stride: 0,
-            row_block: 1,
-            col_block: 1,
-        }
-    }
-
-    fn transposed(self) -> Grid {
-        Grid {
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            row_block: self.col_block,
-            col_block: self.row_block,
-        }
-    }
-
-    fn at(self, row: usize, col: usize) -> usize {
-        row / self.row_block * self.row_stride + col / self.col_block * self.col_stride
-    }
-
-    /// Columns that share an element: usize::MAX when all of a row do.
-    fn shared_cols(self) -> usize {
-        if self.col_stride == 0 {
-            usize::MAX
-        } else {
-            self.col_block
-        }
-    }
-}
-
-/// Floating-point numbers in a file.
-#[derive(Clone, Debug)]
-pub(super) struct Reals {
-    bytes: Bytes,
-    kind: RealKind,
-    grid: Grid,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum RealKind {
-    F16,
-    Bf16,
-    F32,
-    F64,
-}
-
-impl Reals {
-    /// The numbers of a float tensor; `None` when it is no float tensor or `grid` can reach outside of it.
-    pub(super) fn new(view: &TensorView, grid: Grid, rows: usize, cols: usize) -> Option<Reals> {
-        let kind = match view.data_type {
-            DataType::Float16 => RealKind::F16,
-            DataType::Bfloat16 => RealKind::Bf16,
-            DataType::Float => RealKind::F32,
-            DataType::Double => RealKind::F64,
-            _ => return None,
-        };
-        fits(grid, rows, cols, view.elements()).then(|| Reals {
-            bytes: view.data.clone(),
-            kind,
-            grid,
-        })
-    }
-
-    fn at(&self, row: usize, col: usize) -> f32 {
-        let i = self.grid.at(row, col);
-        let bytes = |size: usize| &self.bytes[i * size..(i + 1) * size];
-        match self.kind {
-            RealKind::F16 => f16::from_le_bytes([bytes(2)[0], bytes(2)[1]]).to_f32(),
-            RealKind::Bf16 => bf16::from_le_bytes([bytes(2)[0], bytes(2)[1]]).to_f32(),
-            RealKind::F32 => {
-                let b = bytes(4);
-                f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-            }
-            RealKind::F64 => {
-                let b = bytes(8);
-                f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
-            }
-        }
-    }
-}
-
-/// Small integers in a file, packed low bits first.
-#[derive(Clone, Debug)]
-pub(super) struct Codes {
-    bytes: Bytes,
-    bits: u32,
-    signed: bool,
-    grid: Grid,
-}
-
-impl Codes {
-    /// Codes of `bits` bits over raw bytes; `None` when `grid` can reach outside of them.
-    pub(super) fn new(
-        bytes: &Bytes,
-        bits: u32,
-        signed: bool,
-        grid: Grid,
-        rows: usize,
-        cols: usize,
-    ) -> Option<Codes> {
-        if !matches!(bits, 2 | 4 | 8) {
-            return None;
-        }
-        let held = bytes.len().checked_mul(8 / bits as usize)?;
-        fits(grid, rows, cols, held).then(|| Codes {
-            bytes: bytes.clone(),
-            bits,
-            signed,
-            grid,
-        })
-    }
-
-    /// The codes of an integer tensor, by its element type.
-    pub(super) fn of_tensor(
-        view: &TensorView,
-        grid: Grid,
-        rows: usize,
-        cols: usize,
-    ) -> Option<Codes> {
-        let (bits, signed) = match view.data_type {
-            DataType::Int8 => (8, true),
-            DataType::Uint8 => (8, false),
-            DataType::Int4 => (4, true),
-            DataType::Uint4 => (4, false),
-            DataType::Int2 => (2, true),
-            DataType::Uint2 => (2, false),
-            _ => return None,
-        };
-        Codes::new(&view.data, bits, signed, grid, rows, cols)
-    }
-
-    fn at(&self, row: usize, col: usize) -> i32 {
-        let i = self.grid.at(row, col);
-        let per_byte = 8 / self.bits as usize;
-        let byte = self.bytes[i / per_byte];
-        let shift = (i % per_byte) as u32 * self.bits;
-        let code = (u32::from(byte) >> shift) & ((1 << self.bits) - 1);
-        if self.signed {
-            let unused = 32 - self.bits;
-            ((code << unused) as i32) >> unused
-        } else {
-            code as i32
-        }
-    }
-}
-
-fn fits(grid: Grid, rows: usize, cols: usize, held: usize) -> bool {
-    let Some(rows) = rows.checked_sub(1) else {
-        return true;
-    };
-    let Some(cols) = cols.checked_sub(1) else {
-        return true;
-    };
-    let last = (rows / grid.row_block)
-        .checked_mul(grid.row_stride)
-        .zip((cols / grid.col_block).checked_mul(grid.col_stride))
-        .and_then(|(row, col)| row.checked_add(col));
-    last.is_some_and(|last| last < held)
 }
 
 /// Rows ready to be packed: integers with their block scales, or plain numbers.
@@ -279,11 +98,7 @@ impl MatrixSource {
         zero: ZeroPoints,
     ) -> MatrixSource {
         let one = Bytes::from_static(&[0, 0, 0x80, 0x3f]);
-        let scale = Reals {
-            bytes: one,
-            kind: RealKind::F32,
-            grid: Grid::scalar(),
-        };
+        let scale = Reals::single(one);
         MatrixSource::quantized(rows, cols, codes, zero, scale)
     }
 
@@ -310,11 +125,7 @@ impl MatrixSource {
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect();
-        let content = Content::Real(Reals {
-            bytes: bytes.into(),
-            kind: RealKind::F32,
-            grid: Grid::dense(cols),
-        });
+        let content = Content::Real(Reals::of_f32(bytes.into(), Grid::dense(cols)));
         MatrixSource {
             rows,
             cols,
@@ -341,33 +152,35 @@ impl MatrixSource {
                 || self.cols == 0
                 || same(i * 7919 % self.rows(), i * 104_729 % self.cols)
         });
-        scattered && (0..self.rows()).all(|row| (0..self.cols).all(|col| same(row, col)))
+        if !scattered {
+            return false;
+        }
+        let (mut mine, mut theirs) = (vec![0.0; self.cols], vec![0.0; self.cols]);
+        (0..self.rows()).all(|row| {
+            self.read_row(row, &mut mine);
+            other.read_row(row, &mut theirs);
+            mine.iter()
+                .zip(&theirs)
+                .all(|(a, b)| a.to_bits() == b.to_bits())
+        })
     }
 
     /// Rows and columns exchanged. Only before rows are picked or scaled.
     pub(super) fn transposed(&self) -> MatrixSource {
-        let reals = |reals: &Reals| Reals {
-            grid: reals.grid.transposed(),
-            ..reals.clone()
-        };
-        let codes = |codes: &Codes| Codes {
-            grid: codes.grid.transposed(),
-            ..codes.clone()
-        };
         let content = match &self.content {
-            Content::Real(values) => Content::Real(reals(values)),
+            Content::Real(values) => Content::Real(values.transposed()),
             Content::Quantized {
                 codes: held,
                 zero,
                 scale,
             } => Content::Quantized {
-                codes: codes(held),
+                codes: held.transposed(),
                 zero: match zero {
                     Zero::Constant(value) => Zero::Constant(*value),
-                    Zero::Codes(held) => Zero::Codes(codes(held)),
-                    Zero::Real(values) => Zero::Real(reals(values)),
+                    Zero::Codes(held) => Zero::Codes(held.transposed()),
+                    Zero::Real(values) => Zero::Real(values.transposed()),
                 },
-                scale: reals(scale),
+                scale: scale.transposed(),
             },
         };
         debug_assert!(self.row_picks.is_none() && self.row_factors.is_none());
@@ -391,11 +204,7 @@ impl MatrixSource {
             return None;
         };
         let bytes = Bytes::copy_from_slice(&scale.to_le_bytes());
-        let scale = Reals {
-            bytes,
-            kind: RealKind::F32,
-            grid: Grid::scalar(),
-        };
+        let scale = Reals::single(bytes);
         let content = Content::Quantized {
             codes: codes.clone(),
             zero: Zero::Constant(zero_point),
@@ -439,13 +248,7 @@ impl MatrixSource {
         let value = match &self.content {
             Content::Real(values) => values.at(row, col),
             Content::Quantized { codes, zero, scale } => {
-                let code = codes.at(row, col);
-                let centred = match zero {
-                    Zero::Constant(value) => (code - value) as f32,
-                    Zero::Codes(zero) => (code - zero.at(row, col)) as f32,
-                    Zero::Real(zero) => code as f32 - zero.at(row, col),
-                };
-                centred * scale.at(row, col)
+                centred(codes.at(row, col), zero, row, col) * scale.at(row, col)
             }
         };
         if self.row_factors.is_some() {
@@ -455,11 +258,27 @@ impl MatrixSource {
         }
     }
 
-    /// One row as numbers.
+    /// One row as numbers; `out` is as long as the matrix has columns.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        for (col, out) in out.iter_mut().enumerate() {
-            *out = self.value(row, col);
+        let from = self.stored_row(row);
+        let factor = self.row_factors.as_ref().map(|factors| factors[row]);
+        match &self.content {
+            Content::Real(values) => values.read_row(from, out),
+            Content::Quantized { codes, zero, scale } => {
+                let mut held = vec![0; out.len()];
+                codes.read_run(from, 0, &mut held);
+                for (col, (out, code)) in out.iter_mut().zip(held).enumerate() {
+                    *out = centred(code, zero, from, col) * scale.at(from, col);
+                }
+            }
         }
+        if let Some(factor) = factor {
+            out.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+
+    fn stored_row(&self, row: usize) -> usize {
+        self.row_picks.as_ref().map_or(row, |picks| picks[row])
     }
 
     /// How the matrix can be packed with no change of any value.
@@ -468,7 +287,7 @@ impl MatrixSource {
     /// everything else becomes `f32`. The second value says why a quantized matrix had to become floats.
     pub fn exact_format(&self) -> (MatrixFormat, Option<&'static str>) {
         let (codes, zero, scale) = match &self.content {
-            Content::Real(values) if values.kind == RealKind::F16 && self.row_factors.is_none() => {
+            Content::Real(values) if values.is_f16() && self.row_factors.is_none() => {
                 return (MatrixFormat::F16, None);
             }
             Content::Real(_) => return (MatrixFormat::F32, None),
@@ -478,10 +297,10 @@ impl MatrixSource {
             return (MatrixFormat::F32, Some("its zero points are not integers"));
         }
         let zero_cols = match zero {
-            Zero::Codes(zero) => zero.grid.shared_cols(),
+            Zero::Codes(zero) => zero.shared_cols(),
             _ => usize::MAX,
         };
-        let shared = scale.grid.shared_cols().min(zero_cols);
+        let shared = scale.shared_cols().min(zero_cols);
         let block = match shared {
             cols if cols >= self.cols || cols.is_multiple_of(32) => 32,
             16 => 16,
@@ -492,26 +311,31 @@ impl MatrixSource {
                 );
             }
         };
-        let (mut narrow, mut centred, mut bits4) = (true, true, true);
-        let (low, high) = if codes.bits == 8 {
+        let (mut narrow, mut without_zeros) = (true, true);
+        let (low, high) = if codes.bits() == 8 {
             (-128, 127)
         } else {
             (-8, 7)
         };
+        let (least, most) = codes.range();
+        let mut held = vec![0; block];
         for row in 0..self.rows() {
-            let from = self.row_picks.as_ref().map_or(row, |picks| picks[row]);
+            let from = self.stored_row(row);
             for start in (0..self.cols).step_by(block) {
                 let scale = self.block_scale(scale, row, from, start);
                 narrow &= f16::from_f32(scale).to_f32() == scale;
                 let zero = zero_at(zero, from, start);
-                for col in start..(start + block).min(self.cols) {
-                    let code = codes.at(from, col);
-                    centred &= (low..=high).contains(&(code - zero));
-                    bits4 &= (-8..=7).contains(&(code - zero));
+                // Only where a code could leave the range are the codes themselves looked at.
+                if without_zeros && (least - zero < low || most - zero > high) {
+                    let held = &mut held[..block.min(self.cols - start)];
+                    codes.read_run(from, start, held);
+                    without_zeros = held
+                        .iter()
+                        .all(|code| (low..=high).contains(&(code - zero)));
                 }
             }
         }
-        let element = if codes.bits <= 4 || (bits4 && codes.bits < 8) {
+        let element = if codes.bits() <= 4 {
             Element::Int4
         } else {
             Element::Int8
@@ -526,7 +350,7 @@ impl MatrixSource {
                 element,
                 block,
                 scale,
-                zero_points: !centred,
+                zero_points: !without_zeros,
             },
             None,
         )
@@ -541,18 +365,14 @@ impl MatrixSource {
     }
 
     /// Rows `range` in the format [`exact_format`](Self::exact_format) chose.
-    pub fn read_rows(&self, range: std::ops::Range<usize>, format: &MatrixFormat) -> RowsOut {
+    pub fn read_rows(&self, range: Range<usize>, format: &MatrixFormat) -> RowsOut {
         let (Content::Quantized { codes, zero, scale }, Element::Int4 | Element::Int8) =
             (&self.content, format.element)
         else {
-            let mut values = vec![0.0; range.len() * self.cols];
-            for (row, out) in range.zip(values.chunks_exact_mut(self.cols.max(1))) {
-                self.read_row(row, out);
-            }
-            return RowsOut::Real(values);
+            return RowsOut::Real(self.read_values(range));
         };
         // The packed format counts codes as signed; unsigned ones move down by half their range.
-        let shift = match (codes.signed, codes.bits) {
+        let shift = match (codes.signed(), codes.bits()) {
             (true, _) => 0,
             (false, 8) => 128,
             (false, _) => 8,
@@ -561,16 +381,17 @@ impl MatrixSource {
         let mut out_codes = Vec::with_capacity(range.len() * self.cols);
         let mut out_scales = Vec::with_capacity(range.len() * blocks);
         let mut out_zeros = Vec::with_capacity(range.len() * blocks);
+        let mut held = vec![0; self.cols];
         for row in range {
-            let from = self.row_picks.as_ref().map_or(row, |picks| picks[row]);
-            for start in (0..self.cols).step_by(format.block) {
+            let from = self.stored_row(row);
+            codes.read_run(from, 0, &mut held);
+            for (block, held) in held.chunks(format.block).enumerate() {
+                let start = block * format.block;
                 let zero = zero_at(zero, from, start);
                 out_scales.push(self.block_scale(scale, row, from, start));
                 out_zeros.push((zero - shift) as i8);
-                for col in start..(start + format.block).min(self.cols) {
-                    let centre = if format.zero_points { shift } else { zero };
-                    out_codes.push((codes.at(from, col) - centre) as i8);
-                }
+                let centre = if format.zero_points { shift } else { zero };
+                out_codes.extend(held.iter().map(|code| (code - centre) as i8));
             }
         }
         let zero_points = format.zero_points.then_some(out_zeros);
@@ -579,6 +400,37 @@ impl MatrixSource {
             scales: out_scales,
             zero_points,
         }
+    }
+
+    /// Rows `range` as numbers.
+    fn read_values(&self, range: Range<usize>) -> Vec<f32> {
+        let mut out = vec![0.0; range.len() * self.cols];
+        match &self.content {
+            // A transposed matrix is read down its columns, which lie in a row in the file.
+            Content::Real(values) if values.is_transposed() => {
+                let from: Vec<usize> = range.clone().map(|row| self.stored_row(row)).collect();
+                values.read_transposed(&from, self.cols, &mut out);
+                if let Some(factors) = &self.row_factors {
+                    for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
+                        out.iter_mut().for_each(|value| *value *= factors[row]);
+                    }
+                }
+            }
+            _ => {
+                for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
+                    self.read_row(row, out);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn centred(code: i32, zero: &Zero, row: usize, col: usize) -> f32 {
+    match zero {
+        Zero::Constant(value) => (code - value) as f32,
+        Zero::Codes(zero) => (code - zero.at(row, col)) as f32,
+        Zero::Real(zero) => code as f32 - zero.at(row, col),
     }
 }
 

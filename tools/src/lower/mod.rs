@@ -19,13 +19,14 @@ mod layout;
 mod matrix;
 mod parts;
 mod recognise;
+mod stored;
 
 pub use matrix::{MatrixSource, RowsOut};
 pub use parts::{Matrix, Parts};
 
 use crate::onnx::{OnnxError, OnnxModel};
 use boundary::Boundary;
-use interpret::{Interpreter, Lengths};
+use interpret::{Interpretation, Interpreter, Lengths};
 use niwaki::graph::Graph;
 use std::collections::BTreeSet;
 
@@ -91,6 +92,25 @@ pub enum LowerError {
         /// The input.
         name: String,
     },
+    /// A cache of an impossible size.
+    #[error(
+        "the graph's input `{name}` would be a cache of shape {shape:?}, more than any decoder has"
+    )]
+    CacheSize {
+        /// The input.
+        name: String,
+        /// Its shape at the probed length.
+        shape: Vec<usize>,
+    },
+    /// The values of the graph are absurdly many.
+    #[error("the graph's values are larger in all than those of any decoder that Niwaki runs")]
+    TooLarge,
+    /// The thread that lowers could not be started.
+    #[error("no thread could be started to lower the graph")]
+    Thread(#[source] std::io::Error),
+    /// A mistake of Niwaki's own.
+    #[error("lowering this graph failed by a mistake of Niwaki; please report it with the graph")]
+    Internal,
     /// No token ids.
     #[error("the graph has no input `input_ids`: it is not a text decoder")]
     NoTokenIds,
@@ -140,8 +160,28 @@ pub enum Rounding {
     Export,
 }
 
+/// Stack of the thread that lowers: matching follows a graph from its logits to its token ids, so a deep graph takes
+/// a deep stack. Only what is used becomes memory.
+const STACK_BYTES: usize = 512 << 20;
+
 /// Lowers the decoder in `model`.
 pub fn lower(
+    model: &OnnxModel,
+    facts: &ModelFacts,
+    rounding: Rounding,
+) -> Result<Lowered, LowerError> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("lower".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || lower_here(model, facts, rounding))
+            .map_err(LowerError::Thread)?
+            .join()
+            .unwrap_or(Err(LowerError::Internal))
+    })
+}
+
+fn lower_here(
     model: &OnnxModel,
     facts: &ModelFacts,
     rounding: Rounding,
@@ -151,10 +191,28 @@ pub fn lower(
     let near = probe_lengths(model, facts, &boundary);
     let near_run = Interpreter::run(model, &boundary, near, rounds)?;
     let mut notes = near_run.notes.clone();
-    let context_tokens = facts.context_tokens.unwrap_or(2048);
+    let mut context_tokens = facts.context_tokens.unwrap_or(2048);
+    let far_at = |past: usize| {
+        let lengths = Lengths {
+            past,
+            track_past: false,
+            ..near
+        };
+        Interpreter::run(model, &boundary, lengths, rounds).ok()
+    };
+    // Windows and far angles show at a long past; so does what changes beyond a length that the graph compares with.
+    let limits: Vec<usize> = near_run
+        .limits
+        .iter()
+        .filter_map(|limit| usize::try_from(*limit).ok())
+        .filter(|limit| (near.past + near.tokens..context_tokens).contains(limit))
+        .collect();
     let wanted = facts
         .window
-        .map_or(FAR_PAST, |window| window.saturating_add(2).max(FAR_PAST));
+        .into_iter()
+        .chain(limits.iter().copied())
+        .map(|length| length.saturating_add(2))
+        .fold(FAR_PAST, usize::max);
     let past = wanted
         .min(FAR_PAST_MAX)
         .min(context_tokens.saturating_sub(near.tokens + 1));
@@ -167,17 +225,32 @@ pub fn lower(
             "windows longer than {past} tokens were not looked for"
         ));
     }
-    let far = Lengths {
-        past,
-        track_past: false,
-        ..near
-    };
+    if let Some(limit) = limits.iter().find(|limit| **limit > past + near.tokens) {
+        notes.push(format!(
+            "beyond {} tokens the export may compute something else, so the context is limited to them",
+            limit - 1
+        ));
+        context_tokens = limit - 1;
+    }
     let far_run = if boundary.past.is_empty() || past <= near.past {
         None
     } else {
-        Interpreter::run(model, &boundary, far, rounds).ok()
+        far_at(past)
     };
-    let recognised = match recognise::recognise(&near_run, far_run.as_ref()) {
+    let mut outcome = recognise::recognise(&near_run, far_run.as_ref());
+    drop(far_run);
+    if outcome
+        .as_ref()
+        .is_err_and(|failure| failure.varies_with_length)
+        && let Some((length, recognised)) = up_to_a_change(&near_run, past, far_at)
+    {
+        notes.push(format!(
+            "beyond {length} tokens the export computes something else, so the context is limited to them"
+        ));
+        context_tokens = length;
+        outcome = Ok(recognised);
+    }
+    let recognised = match outcome {
         Ok(recognised) => recognised,
         Err(failure) => {
             let mut left: Vec<LeftOver> = near_run
@@ -228,6 +301,29 @@ pub fn lower(
         notes,
         last_token_only,
     })
+}
+
+/// Where a graph changes what it computes with the length (rotary frequencies chosen by it): the longest total length
+/// up to which it computes the same, and what that is. `None` when there is none worth having.
+fn up_to_a_change(
+    near: &Interpretation,
+    changed_past: usize,
+    far_at: impl Fn(usize) -> Option<Interpretation>,
+) -> Option<(usize, recognise::Recognised)> {
+    let (mut same, mut changed) = (near.lengths.past, changed_past);
+    let mut found = None;
+    while changed - same > 1 {
+        let middle = same + (changed - same) / 2;
+        match recognise::recognise(near, far_at(middle).as_ref()) {
+            Ok(recognised) => {
+                same = middle;
+                found = Some((middle + near.lengths.tokens, recognised));
+            }
+            Err(failure) if failure.varies_with_length => changed = middle,
+            Err(_) => return None,
+        }
+    }
+    found
 }
 
 /// Lengths that no size of the model equals, so that an axis of tokens can be told by its length.

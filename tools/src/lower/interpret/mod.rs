@@ -18,8 +18,8 @@ use super::layout;
 use super::matrix::MatrixSource;
 use super::{Boundary, LowerError};
 use crate::onnx::proto::{GraphProto, NodeProto};
-use crate::onnx::{DataType, OnnxModel, TensorView, evaluate_node, sorted_nodes};
-use std::collections::HashMap;
+use crate::onnx::{DataType, OnnxModel, TensorView, evaluate_node, sorted_nodes, used_names};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 /// At which lengths a graph is interpreted.
@@ -56,6 +56,32 @@ pub(super) enum Value {
     Unknown,
 }
 
+/// The types in which exports compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Precision {
+    Single,
+    Half,
+    Bfloat16,
+}
+
+impl Precision {
+    fn of(graph: &GraphProto) -> Precision {
+        let holds = |kind: DataType| {
+            graph
+                .initializer
+                .iter()
+                .any(|tensor| tensor.data_type() == kind as i32)
+        };
+        if holds(DataType::Bfloat16) {
+            Precision::Bfloat16
+        } else if holds(DataType::Float16) {
+            Precision::Half
+        } else {
+            Precision::Single
+        }
+    }
+}
+
 /// A node that could not be interpreted.
 #[derive(Clone, Debug)]
 pub(super) struct Obstacle {
@@ -72,8 +98,11 @@ pub(super) struct Interpretation {
     pub(super) obstacles: Vec<Obstacle>,
     /// Known float tensors of the graph that could be a rotary embedding's frequencies.
     pub(super) frequencies: Vec<Rc<[f64]>>,
-    /// The export computes in 16 bits somewhere.
-    pub(super) half_precision: bool,
+    /// The coarsest type the export computes in.
+    pub(super) precision: Precision,
+    /// Single numbers the graph compares with one another: where a length changes what is computed, its limit is
+    /// one of them.
+    pub(super) limits: BTreeSet<i64>,
     /// Things a person should know about how the export was read.
     pub(super) notes: Vec<String>,
 }
@@ -110,6 +139,8 @@ pub(super) fn name_of(node: &NodeProto) -> &str {
 
 /// Largest constant that is evaluated rather than read lazily, in elements.
 const EVALUATE_ELEMENTS_MAX: usize = 1 << 24;
+/// Most elements of all results together, several times what the largest on-device decoders have.
+const ELEMENTS_IN_ALL_MAX: usize = 1 << 29;
 /// Longest vector that is remembered as a candidate for rotary frequencies.
 const FREQUENCIES_MAX: usize = 512;
 
@@ -123,7 +154,10 @@ pub(super) struct Interpreter<'m> {
     scopes: Vec<HashMap<String, Value>>,
     obstacles: Vec<Obstacle>,
     frequencies: Vec<Rc<[f64]>>,
+    limits: BTreeSet<i64>,
     notes: Vec<String>,
+    /// Elements of all results so far.
+    elements: usize,
 }
 
 impl<'m> Interpreter<'m> {
@@ -143,7 +177,9 @@ impl<'m> Interpreter<'m> {
             scopes: vec![HashMap::new()],
             obstacles: vec![],
             frequencies: vec![],
+            limits: BTreeSet::new(),
             notes: vec![],
+            elements: 0,
         };
         interpreter.bind_inputs(boundary)?;
         interpreter.run_graph(model.graph())?;
@@ -157,9 +193,8 @@ impl<'m> Interpreter<'m> {
             logits,
             obstacles: interpreter.obstacles,
             frequencies: interpreter.frequencies,
-            half_precision: model.graph().initializer.iter().any(|tensor| {
-                matches!(tensor.data_type(), kind if kind == DataType::Float16 as i32 || kind == DataType::Bfloat16 as i32)
-            }),
+            precision: Precision::of(model.graph()),
+            limits: interpreter.limits,
             notes: interpreter.notes,
         })
     }
@@ -192,6 +227,12 @@ impl<'m> Interpreter<'m> {
         }
         for (name, shape) in &boundary.past {
             let shape: Vec<usize> = shape.iter().map(|size| size.unwrap_or(past)).collect();
+            if layout::element_count(&shape).is_none() {
+                return Err(LowerError::CacheSize {
+                    name: name.clone(),
+                    shape,
+                });
+            }
             let form = if track_past {
                 self.bases.add(name, Def::Past, &shape)
             } else {
@@ -222,7 +263,18 @@ impl<'m> Interpreter<'m> {
     }
 
     fn run_graph(&mut self, graph: &GraphProto) -> Result<(), LowerError> {
-        for node in sorted_nodes(graph)? {
+        let nodes = sorted_nodes(graph)?;
+        // A value is dropped after its last reader, so that a long graph takes no more room than a short one.
+        let mut last_readers: HashMap<&str, usize> = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            for name in used_names(node) {
+                last_readers.insert(name, index);
+            }
+        }
+        for output in &graph.output {
+            last_readers.remove(output.name());
+        }
+        for (index, node) in nodes.iter().enumerate() {
             let outcome = match self.run_node(node) {
                 Ok(values) => values,
                 Err(Trouble::NotUnderstood(reason)) => {
@@ -239,9 +291,27 @@ impl<'m> Interpreter<'m> {
             for name in &node.output {
                 let value = outcome.next().unwrap_or(Value::Unknown);
                 if !name.is_empty() {
+                    self.count(&value)?;
                     self.bind(name, value);
                 }
             }
+            for name in used_names(node) {
+                if last_readers.get(name) == Some(&index)
+                    && let Some(scope) = self.scopes.last_mut()
+                {
+                    scope.remove(name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, value: &Value) -> Result<(), LowerError> {
+        if let Value::Form(form) | Value::DynamicQuantized(form) = value {
+            self.elements = self.elements.saturating_add(form.len());
+        }
+        if self.elements > ELEMENTS_IN_ALL_MAX {
+            return Err(LowerError::TooLarge);
         }
         Ok(())
     }
@@ -360,6 +430,15 @@ impl<'m> Interpreter<'m> {
                 Some(value) => Some(self.known(value)?.tensor().clone()),
                 None => None,
             });
+        }
+        if matches!(
+            node.op_type(),
+            "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual"
+        ) {
+            for tensor in tensors.iter().flatten().filter(|tensor| tensor.len() == 1) {
+                self.limits
+                    .extend(Known::new(tensor.clone()).i64s()?.first());
+            }
         }
         let outputs = match evaluate_node(node, &tensors, self.opset) {
             Ok(outputs) => outputs,

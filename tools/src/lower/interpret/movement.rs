@@ -109,7 +109,10 @@ impl Interpreter<'_> {
                     Some(order) => order.iter().map(|&axis| layout::axis(axis, rank)).collect(),
                     None => Some((0..rank).rev().collect()),
                 };
-                let Some(order) = order.filter(|order| order.len() == rank) else {
+                let permutes = |order: &Vec<usize>| {
+                    order.len() == rank && (0..rank).all(|axis| order.contains(&axis))
+                };
+                let Some(order) = order.filter(permutes) else {
                     return not_understood("its permutation does not fit the tensor");
                 };
                 one(pick(first, &layout::transpose(&shape, &order))?)
@@ -126,10 +129,28 @@ impl Interpreter<'_> {
                 let Some(repeats) = self.i64s_at(inputs, 1)? else {
                     return not_understood("it has no repeats");
                 };
+                if repeats.len() != rank {
+                    return not_understood("it does not say how often each axis repeats");
+                }
                 let mut value = first.clone();
-                for (axis, &repeat) in repeats.iter().enumerate().take(rank) {
-                    let copies = vec![value.clone(); repeat.clamp(0, 1 << 16) as usize];
-                    value = concat(&copies, axis, false)?;
+                let mut result = shape;
+                for (axis, &repeat) in repeats.iter().enumerate() {
+                    if repeat == 1 {
+                        continue;
+                    }
+                    let size = result[axis] as i64;
+                    let indices: Option<Vec<i64>> = size
+                        .checked_mul(repeat.max(0))
+                        .filter(|count| *count <= 1 << 24)
+                        .map(|count| (0..count).map(|at| at % size.max(1)).collect());
+                    let picks = indices.and_then(|indices| {
+                        layout::gather(&result, axis, &indices, &[indices.len()])
+                    });
+                    let Some(picks) = picks else {
+                        return not_understood("its result would be absurdly large");
+                    };
+                    value = pick(&value, &picks)?;
+                    result = picks.shape;
                 }
                 one(value)
             }
@@ -306,9 +327,12 @@ fn concat(parts: &[Value], axis: usize, track_past: bool) -> Understood<Value> {
     if !fits {
         return not_understood("the tensors it joins have different shapes");
     }
+    let mut shape = first.shape.clone();
+    shape[axis] = forms.iter().map(|form| form.shape[axis]).sum();
+    if layout::element_count(&shape).is_none() {
+        return not_understood("its result would be absurdly large");
+    }
     if !track_past && forms.iter().any(|form| form.is_zero() && form.len() > 0) {
-        let mut shape = first.shape.clone();
-        shape[axis] = forms.iter().map(|form| form.shape[axis]).sum();
         return Ok(Value::Form(Form::zeros(&shape)));
     }
     Ok(Value::Form(Form::concat(&forms, axis)))

@@ -174,7 +174,7 @@ impl Interpreter<'_> {
                 weight.cols()
             ));
         }
-        let shape = [lead, &[weight.rows()]].concat();
+        let shape = sized([lead, &[weight.rows()]].concat())?;
         if x.is_zero() {
             return Ok(Form::zeros(&shape));
         }
@@ -205,7 +205,7 @@ impl Interpreter<'_> {
         if !direct {
             return not_understood("its indices are not the token ids");
         }
-        let shape = [ids.shape.as_slice(), &[table.cols()]].concat();
+        let shape = sized([ids.shape.as_slice(), &[table.cols()]].concat())?;
         Ok(self.bases.add(label, Def::Embed { table }, &shape))
     }
 
@@ -223,6 +223,7 @@ impl Interpreter<'_> {
         }
         let mut shape = Self::broadcast(&a.shape[..a_lead], &b.shape[..b_lead])?;
         shape.extend([a.shape[a_lead], b.shape[b_lead + 1]]);
+        let shape = sized(shape)?;
         Ok(self.bases.add(
             label,
             Def::Contract {
@@ -231,6 +232,15 @@ impl Interpreter<'_> {
             },
             &shape,
         ))
+    }
+}
+
+/// The shape, unless no real decoder has a value of that size.
+fn sized(shape: Vec<usize>) -> Understood<Vec<usize>> {
+    if layout::element_count(&shape).is_some() {
+        Ok(shape)
+    } else {
+        not_understood(format!("its result of shape {shape:?} is absurdly large"))
     }
 }
 

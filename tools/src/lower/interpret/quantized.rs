@@ -2,7 +2,8 @@
 
 use super::super::base::{Def, Rounding};
 use super::super::form::Form;
-use super::super::matrix::{Codes, Grid, MatrixSource, Reals, ZeroPoints};
+use super::super::matrix::{MatrixSource, ZeroPoints};
+use super::super::stored::{Codes, Grid, Reals};
 use super::{Interpreter, Understood, Value, name_of, not_understood};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, TensorView};

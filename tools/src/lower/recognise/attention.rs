@@ -7,11 +7,12 @@ use super::super::layout;
 use super::columns::{Selection, same_elements};
 use super::heads::{HeadColumns, Heads, Rotation};
 use super::rope::{Observed, frequencies};
-use super::{Matched, Matcher, mask};
+use super::{Matched, Matcher, NotMatched, mask};
 use niwaki::graph::{Columns, KvLayer, Op, RopeTable};
+use std::collections::HashMap;
 
 /// Attention as products: what lies between the query and the weighted values.
-struct Scores<'a> {
+pub(super) struct Scores<'a> {
     q: &'a Form,
     k: &'a Form,
     scale: f64,
@@ -83,7 +84,7 @@ impl<'a> Matcher<'a> {
             at: Box::new(move |head, token, column| values.at(head, past + token, column)),
         };
         let window = self.mask_window(name, &scores, heads, past)?;
-        let far = self.far_rotation(scores.node, |far| far_query(far, scores.node));
+        let far = self.far_rotation(|far| query_heads(far, self.far_scores.get(scores.node)?));
         self.finish(
             name,
             q,
@@ -151,9 +152,7 @@ impl<'a> Matcher<'a> {
         let mut window = def.window;
         if let Some(held) = &def.mask {
             let total = held.len() / tokens;
-            let far = self
-                .far
-                .and_then(|far| far_operator(far, name).map(|def| (far, def)));
+            let far = self.far.zip(self.far_operators.get(name));
             window = match self.windows(
                 held,
                 total,
@@ -172,8 +171,8 @@ impl<'a> Matcher<'a> {
         } else if !def.causal {
             return self.fail(name, "it shows each query the tokens after it");
         }
-        let far = self.far_rotation(name, |far| {
-            let def = far_operator(far, name)?;
+        let far = self.far_rotation(|_| {
+            let def = *self.far_operators.get(name)?;
             let (at, tokens, head_dim) = columns_of_heads(&def.q, def.heads)?;
             Some(Heads {
                 heads: def.heads,
@@ -202,7 +201,6 @@ impl<'a> Matcher<'a> {
     /// The rotation of the same queries at a long past.
     fn far_rotation(
         &self,
-        _node: &str,
         query: impl FnOnce(&'a Interpretation) -> Option<Heads<'a>>,
     ) -> Option<(usize, Rotation)> {
         let far = self.far?;
@@ -251,7 +249,7 @@ impl<'a> Matcher<'a> {
         };
         let far = self.far.and_then(|far| {
             let total = far.lengths.tokens + far.lengths.past;
-            let scores = far_scores(far, scores.node)?;
+            let scores = self.far_scores.get(scores.node)?;
             let mask = combined(&scores.masks, heads, tokens, total).ok()??;
             Some((mask, total))
         });
@@ -394,16 +392,17 @@ impl<'a> Matcher<'a> {
                 angles: &far.angles,
             });
         }
-        match frequencies(&observed, &self.near.frequencies, self.near.half_precision) {
+        match frequencies(&observed, &self.near.frequencies, self.near.precision) {
             Ok(inverse_frequencies) => Ok(RopeTable {
                 inverse_frequencies,
                 pairs: near.pairs,
                 magnitude: 1.0,
             }),
-            Err(reason) => self.fail(
-                name,
-                format!("its rotary embedding is not supported: {reason}"),
-            ),
+            Err(reason) => Err(NotMatched {
+                node: name.to_owned(),
+                reason: format!("its rotary embedding is not supported: {reason}"),
+                varies_with_length: far.is_some(),
+            }),
         }
     }
 }
@@ -569,7 +568,7 @@ fn combined(
     let mut sum: Option<Vec<f64>> = None;
     for mask in masks {
         if mask.len() != heads * size || mask.chunks_exact(size).any(|head| head != &mask[..size]) {
-            return Err("its mask differs between heads".into());
+            return Err("its mask differs between heads (ALiBi and relative position biases are not supported)".into());
         }
         match &mut sum {
             Some(sum) => sum
@@ -582,21 +581,30 @@ fn combined(
     Ok(sum)
 }
 
-/// Attention scores of another run, found by the node of their product.
-fn far_scores<'a>(far: &'a Interpretation, node: &str) -> Option<Scores<'a>> {
-    far.bases.iter().find_map(|(id, base)| match &base.def {
-        Def::Softmax { .. } => {
-            let probabilities = Form::identity(id, &base.shape);
-            read_scores(far, &probabilities)
-                .ok()
-                .filter(|scores| scores.node == node)
-        }
-        _ => None,
-    })
+/// Attention scores of a run by the node of their product.
+pub(super) fn all_scores(run: &Interpretation) -> HashMap<&str, Scores<'_>> {
+    run.bases
+        .iter()
+        .filter_map(|(id, base)| match &base.def {
+            Def::Softmax { .. } => read_scores(run, &Form::identity(id, &base.shape)).ok(),
+            _ => None,
+        })
+        .map(|scores| (scores.node, scores))
+        .collect()
 }
 
-fn far_query<'a>(far: &'a Interpretation, node: &str) -> Option<Heads<'a>> {
-    let scores = far_scores(far, node)?;
+/// Attention that a run holds as one operator, by its node.
+pub(super) fn all_operators(run: &Interpretation) -> HashMap<&str, &AttentionDef> {
+    run.bases
+        .iter()
+        .filter_map(|(_, base)| match &base.def {
+            Def::Attention(def) => Some((base.node.as_str(), def.as_ref())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn query_heads<'a>(far: &Interpretation, scores: &Scores<'a>) -> Option<Heads<'a>> {
     let [lead @ .., _, _] = scores.shape else {
         return None;
     };
@@ -606,13 +614,6 @@ fn far_query<'a>(far: &'a Interpretation, node: &str) -> Option<Heads<'a>> {
         head_dim: q.inner(1),
         tokens: far.lengths.tokens,
         at: Box::new(move |head, token, column| q.at(head, token, column)),
-    })
-}
-
-fn far_operator<'a>(far: &'a Interpretation, node: &str) -> Option<&'a AttentionDef> {
-    far.bases.iter().find_map(|(_, base)| match &base.def {
-        Def::Attention(def) if base.node == node => Some(def.as_ref()),
-        _ => None,
     })
 }
 

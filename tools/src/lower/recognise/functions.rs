@@ -83,10 +83,27 @@ struct Builder<'a> {
     bases: &'a Bases,
     tokens: usize,
     leaves: Vec<Selection>,
+    /// Expressions that may still be built: a value used twice at each of many levels would double them every time.
+    left: usize,
+}
+
+/// Most operators of one function; GELU's polynomial has ten.
+const OPERATORS_MAX: usize = 64;
+
+impl<'a> Builder<'a> {
+    fn new(bases: &'a Bases, tokens: usize) -> Builder<'a> {
+        Builder {
+            bases,
+            tokens,
+            leaves: vec![],
+            left: OPERATORS_MAX,
+        }
+    }
 }
 
 impl Builder<'_> {
     fn of_form(&mut self, form: &Form, depth: usize) -> Option<Expression> {
+        self.left = self.left.checked_sub(1)?;
         let selection = select(form, self.bases, self.tokens)?;
         let factor = selection.factor;
         let whole = selection.run() == Some(0);
@@ -194,11 +211,7 @@ pub(super) fn elementwise(
     factor: f64,
     tokens: usize,
 ) -> Option<Elementwise> {
-    let mut builder = Builder {
-        bases,
-        tokens,
-        leaves: vec![],
-    };
+    let mut builder = Builder::new(bases, tokens);
     let expression = Expression::Times(factor, builder.of_base(base, 0)?.into());
     let mut leaves = builder.leaves.into_iter();
     match (leaves.next(), leaves.next(), leaves.next()) {
@@ -254,11 +267,7 @@ pub(super) fn norm(bases: &Bases, base: BaseId, tokens: usize) -> Option<Norm> {
     if group <= 1 {
         return None;
     }
-    let mut builder = Builder {
-        bases,
-        tokens,
-        leaves: vec![],
-    };
+    let mut builder = Builder::new(bases, tokens);
     let expression = builder.of_scale(root)?;
     let [leaf] = builder.leaves.as_slice() else {
         return None;
@@ -304,6 +313,7 @@ pub(super) fn norm(bases: &Bases, base: BaseId, tokens: usize) -> Option<Norm> {
 impl Builder<'_> {
     /// The expression of a `[.., 1]` tensor down to a mean.
     fn of_scale(&mut self, form: &Form) -> Option<Expression> {
+        self.left = self.left.checked_sub(1)?;
         let (base, factor) = same_elements(form)?;
         let expression = match &self.bases.get(base).def {
             Def::Mean { .. } => {

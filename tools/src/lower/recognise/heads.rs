@@ -45,6 +45,9 @@ pub(super) struct Rotation {
 /// Two rotations of the same positions differ by rounding only.
 const SAME_ANGLE: f64 = 2e-3;
 
+/// Relative difference of two lengths that bfloat16 cosines and sines make.
+const SAME_LENGTH: f64 = 6e-3;
+
 impl Heads<'_> {
     /// Which columns of which value the heads are, or why they are not a projection with a rotary embedding.
     pub(super) fn read(&self, bases: &Bases) -> Result<HeadColumns, String> {
@@ -183,7 +186,7 @@ impl Heads<'_> {
         let length = lengths.iter().sum::<f64>() / lengths.len() as f64;
         if lengths
             .iter()
-            .any(|held| (held - length).abs() > 2e-3 * length)
+            .any(|held| (held - length).abs() > SAME_LENGTH * length)
         {
             return Err("its columns do not turn in a circle".into());
         }

@@ -10,7 +10,7 @@ mod heads;
 mod mask;
 mod rope;
 
-use super::base::{Base, Def, NormDef, Rounding, TableRows};
+use super::base::{AttentionDef, Base, Def, NormDef, Rounding, TableRows};
 use super::form::{BaseId, Form};
 use super::interpret::Interpretation;
 use super::matrix::MatrixSource;
@@ -18,16 +18,31 @@ use super::parts::Parts;
 use columns::{Selection, select};
 use functions::Elementwise;
 use niwaki::graph::{Columns, KvLayer, Levels, Node, NormKind, Op, RopeTable};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Why a value could not be matched: the base's node and the reason.
 #[derive(Debug)]
 pub(super) struct NotMatched {
     pub(super) node: String,
     pub(super) reason: String,
+    /// What was seen at a long past does not fit what was seen at a short one: the export may be usable up to some
+    /// length.
+    pub(super) varies_with_length: bool,
 }
 
 type Matched<T> = Result<T, NotMatched>;
+
+fn not_matched<T>(node: &str, reason: impl Into<String>) -> Matched<T> {
+    Err(NotMatched {
+        node: node.to_owned(),
+        reason: reason.into(),
+        varies_with_length: false,
+    })
+}
+
+/// Most values between the logits and the token ids, one computed from the next: a thousand layers have fewer.
+/// [`super::STACK_BYTES`] holds as many calls.
+const DEPTH_MAX: usize = 20_000;
 
 /// The recognised operators, before fusion.
 pub(super) struct Recognised {
@@ -46,30 +61,27 @@ pub(super) fn recognise(
     far: Option<&Interpretation>,
 ) -> Matched<Recognised> {
     let Some(logits) = &near.logits else {
-        return Err(NotMatched {
-            node: "logits".into(),
-            reason: "they depend on nodes that are not understood".into(),
-        });
+        return not_matched("logits", "they depend on nodes that are not understood");
     };
     let mut matcher = Matcher {
         near,
         far,
+        far_scores: far.map(attention::all_scores).unwrap_or_default(),
+        far_operators: far.map(attention::all_operators).unwrap_or_default(),
         nodes: vec![],
         layers: vec![],
         ropes: vec![],
         parts: Parts::default(),
         values: HashMap::new(),
         projections: HashMap::new(),
-        active: vec![],
+        active: HashSet::new(),
+        depth: 0,
     };
     let columns = matcher.columns(logits, "logits")?;
     let vocabulary = columns.width;
     let whole = columns.offset == 0 && matcher.nodes[columns.node].width == columns.width;
     if !whole {
-        return Err(NotMatched {
-            node: "logits".into(),
-            reason: "they are part of a wider value".into(),
-        });
+        return not_matched("logits", "they are part of a wider value");
     }
     let Matcher {
         nodes,
@@ -112,6 +124,9 @@ struct ProjectionKey {
 struct Matcher<'a> {
     near: &'a Interpretation,
     far: Option<&'a Interpretation>,
+    /// What `far` holds of attention, by node.
+    far_scores: HashMap<&'a str, attention::Scores<'a>>,
+    far_operators: HashMap<&'a str, &'a AttentionDef>,
     nodes: Vec<Node>,
     layers: Vec<KvLayer>,
     ropes: Vec<RopeTable>,
@@ -120,7 +135,9 @@ struct Matcher<'a> {
     values: HashMap<(BaseId, u64), usize>,
     projections: HashMap<ProjectionKey, usize>,
     /// Bases being matched: guards against values that depend on themselves.
-    active: Vec<BaseId>,
+    active: HashSet<BaseId>,
+    /// Values that are being matched for one another.
+    depth: usize,
 }
 
 impl<'a> Matcher<'a> {
@@ -133,10 +150,7 @@ impl<'a> Matcher<'a> {
     }
 
     fn fail<T>(&self, node: &str, reason: impl Into<String>) -> Matched<T> {
-        Err(NotMatched {
-            node: node.to_owned(),
-            reason: reason.into(),
-        })
+        not_matched(node, reason)
     }
 
     /// The id of an operator on these inputs; an equal one is used again.
@@ -201,6 +215,16 @@ impl<'a> Matcher<'a> {
     }
 
     fn selected(&mut self, selection: &Selection, reader: &str) -> Matched<Columns> {
+        if self.depth >= DEPTH_MAX {
+            return self.fail(reader, "it lies deeper than any decoder's layers");
+        }
+        self.depth += 1;
+        let columns = self.emit_selected(selection, reader);
+        self.depth -= 1;
+        columns
+    }
+
+    fn emit_selected(&mut self, selection: &Selection, reader: &str) -> Matched<Columns> {
         if let Some(projection) = self.projection(selection) {
             return self.emit_projection(projection);
         }
@@ -253,12 +277,11 @@ impl<'a> Matcher<'a> {
             return Ok(node);
         }
         let base = self.base(id);
-        if self.active.contains(&id) {
+        if !self.active.insert(id) {
             return self.fail(&base.node, "its value depends on itself");
         }
-        self.active.push(id);
         let node = self.emit(id, base, factor)?;
-        self.active.pop();
+        self.active.remove(&id);
         self.values.insert((id, factor.to_bits()), node);
         Ok(node)
     }
@@ -473,7 +496,48 @@ impl<'a> Matcher<'a> {
                 return Ok(node);
             }
         }
+        if let Some(bias) = self.per_column(base, known)
+            && selection.run() == Some(0)
+            && selection.factor == 1.0
+            && let Def::Add { a, b } = &self.base(selection.base).def
+        {
+            for (side, other) in [(b, a), (a, b)] {
+                if let Some(node) = self.emit_biased_side(name, side, other, &bias)? {
+                    return Ok(node);
+                }
+            }
+        }
         self.fail(name, "it adds known numbers to a value that is neither a projection, a norm nor an embedding")
+    }
+
+    /// `side + other + bias`, where `side` is a projection that can take the bias.
+    fn emit_biased_side(
+        &mut self,
+        name: &str,
+        side: &'a Form,
+        other: &'a Form,
+        bias: &[f64],
+    ) -> Matched<Option<usize>> {
+        let selection = self.select(side, name)?;
+        let Some(mut projection) = self.projection(&selection) else {
+            return Ok(None);
+        };
+        if projection.rows.len() != bias.len() {
+            return Ok(None);
+        }
+        let own = projection.bias.get_or_insert_with(|| vec![0.0; bias.len()]);
+        own.iter_mut()
+            .zip(bias)
+            .for_each(|(own, bias)| *own += bias);
+        let (other, factor) = self.columns_and_factor(other, name)?;
+        let side = self.emit_projection(projection)?;
+        if side.width != other.width {
+            return self.fail(name, "the sides of a sum differ in width");
+        }
+        let op = Op::Add {
+            scale: factor as f32,
+        };
+        Ok(Some(self.push(name, op, vec![side, other], side.width)))
     }
 
     /// Known numbers that are the same for every token: one per column.

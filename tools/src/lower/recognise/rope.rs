@@ -1,5 +1,6 @@
 //! Recovers a rotary embedding's frequencies from the angles an export turns by.
 
+use super::super::interpret::Precision;
 use std::f64::consts::TAU;
 use std::rc::Rc;
 
@@ -23,10 +24,15 @@ fn unwrapped(angle: f64, expected: f64) -> f64 {
 pub(super) fn frequencies(
     observed: &[Observed<'_>],
     constants: &[Rc<[f64]>],
-    half_precision: bool,
+    precision: Precision,
 ) -> Result<Vec<f32>, String> {
-    // An angle is as exact as the type it was computed in; f16 keeps 11 bits of it.
-    let rounding = if half_precision { 1e-3 } else { 1e-6 };
+    // An angle is as exact as the type it was computed in; f16 keeps 11 bits of it. In bfloat16 exports cosines and
+    // sines are computed in f32 and keep 8 bits.
+    let (slack, rounding) = match precision {
+        Precision::Single => (3e-3, 1e-6),
+        Precision::Half => (3e-3, 1e-3),
+        Precision::Bfloat16 => (1e-2, 1e-6),
+    };
     let Some(first) = observed.first() else {
         return Err("no angle was observed".into());
     };
@@ -57,10 +63,22 @@ pub(super) fn frequencies(
         estimates.push(frequency);
     }
     let close = |candidate: &Rc<[f64]>| {
+        let last = observed
+            .iter()
+            .map(|run| run.first_position + run.angles.len())
+            .max()
+            .unwrap_or(0) as f64;
         let worst = candidate
             .iter()
             .zip(&estimates)
-            .map(|(a, b)| (a - b).abs() / b.abs().max(1e-12))
+            .map(|(a, b)| {
+                let apart = (a - b).abs();
+                if precision == Precision::Bfloat16 && apart * last < slack {
+                    0.0
+                } else {
+                    apart / b.abs().max(1e-12)
+                }
+            })
             .fold(0.0, f64::max);
         (candidate.len() == pairs && worst < 2e-3).then_some(worst)
     };
@@ -75,7 +93,7 @@ pub(super) fn frequencies(
             for (pair, &angle) in angles.iter().enumerate() {
                 let expected = chosen[pair] * position;
                 let apart = (unwrapped(angle, expected) - expected).abs();
-                if apart > 3e-3 + expected.abs() * rounding {
+                if apart > slack + expected.abs() * rounding {
                     return Err(format!(
                         "at position {position} pair {pair} turns by {angle:.5}, not by {expected:.5}: \
                          its angles are not proportional to the position"
@@ -120,7 +138,7 @@ mod tests {
                 angles: &far,
             },
         ];
-        let found = frequencies(&observed, &[], false).unwrap();
+        let found = frequencies(&observed, &[], Precision::Single).unwrap();
         for (found, real) in found.iter().zip(real) {
             assert!((f64::from(*found) / real - 1.0).abs() < 1e-6);
         }
@@ -135,7 +153,7 @@ mod tests {
             angles: &near,
         }];
         assert_eq!(
-            frequencies(&observed, std::slice::from_ref(&real), false).unwrap(),
+            frequencies(&observed, std::slice::from_ref(&real), Precision::Single).unwrap(),
             [1.0, 0.1]
         );
     }
@@ -153,6 +171,6 @@ mod tests {
                 angles: &far,
             },
         ];
-        assert!(frequencies(&observed, &[], false).is_err());
+        assert!(frequencies(&observed, &[], Precision::Single).is_err());
     }
 }

@@ -14,12 +14,13 @@ type Outputs = Result<Vec<Tensor>, String>;
 
 /// The node's outputs, or `None` where tract shall compute them.
 pub(super) fn evaluate(node: &NodeProto, inputs: &[Option<Tensor>]) -> Option<Outputs> {
-    let boolean = |index: usize| {
+    let is = |index: usize, kind: DatumType| {
         inputs
             .get(index)
             .and_then(Option::as_ref)
-            .is_some_and(|input| input.datum_type() == DatumType::Bool)
+            .is_some_and(|input| input.datum_type() == kind)
     };
+    let boolean = |index: usize| is(index, DatumType::Bool);
     let integer = |index: usize| {
         inputs
             .get(index)
@@ -34,6 +35,10 @@ pub(super) fn evaluate(node: &NodeProto, inputs: &[Option<Tensor>]) -> Option<Ou
         "Slice" => slice_of_unit_steps(inputs).transpose(),
         "Transpose" => Some(transpose(node, inputs)),
         "Cast" if node.int("to") == Some(DataType::Bfloat16 as i64) => Some(cast_to_bf16(inputs)),
+        // tract takes the largest INT64 for a symbolic dimension and loses it.
+        "Cast" if node.int("to") == Some(DataType::Int64 as i64) && is(0, DatumType::I64) => {
+            Some(required(inputs, 0).map(|input| vec![input.clone()]))
+        }
         "Equal" if boolean(0) => Some(equal_flags(inputs)),
         "Where" if boolean(1) => Some(select_flags(inputs)),
         "MatMul" if integer(0) => Some(integer_matmul(inputs)),
