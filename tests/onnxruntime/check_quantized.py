@@ -4,7 +4,8 @@ Needs: pip install -r requirements.txt, cargo build --release
 Usage: python check_quantized.py [--niwaki target/release/niwaki] [MODEL_DIR ...]
 Without folders: the demo model, and the small exports that the tests keep.
 
-The demo model must keep its perplexity: within 0.2 % at 8 bits, within 3 % at 4 bits. Other models (folders with a
+The demo model must keep its perplexity: within 0.2 % at 8 bits, within 3 % at 4 bits; and the bundle with the same
+weights must have the same perplexity in Niwaki, within 1 %. Other models (folders with a
 model.onnx and a config.json) must keep their logits: correlation with the original's at least 0.999 and 0.85 (weights in the zoo are random numbers, the hardest case).
 Prints one PASS, FAIL or SKIP line for each check; the exit status is 1 if any failed.
 """
@@ -59,12 +60,20 @@ def head_dim(config):
     )
 
 
+def stream(tokenizer, text):
+    """The text as the model was trained: token 0 before each passage."""
+    tokens = []
+    for passage in filter(None, (passage.strip("\n") for passage in text.split("\n\n"))):
+        tokens += [0] + tokenizer.encode(passage, add_special_tokens=False).ids
+    return tokens
+
+
 def perplexity(running, tokens, dim):
-    """Over windows that each begin with token 0, as the model was trained."""
+    """Over windows that do not see each other, as `niwaki eval` cuts them."""
     total, count = 0.0, 0
-    for start in range(0, len(tokens) - WINDOW + 1, WINDOW - 1):
-        ids = [0] + tokens[start : start + WINDOW - 1]
-        rows = logits(running, ids, dim)[:-1]
+    for start in range(0, len(tokens) - 1, WINDOW):
+        ids = tokens[start : start + WINDOW + 1]
+        rows = logits(running, ids[:-1], dim)
         highest = rows.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(rows - highest).sum(axis=1)) + highest[:, 0]
         total += (log_sum - rows[np.arange(len(rows)), ids[1:]]).sum()
@@ -100,7 +109,8 @@ class Checks:
         model = folder / "onnx" / "model.onnx"
         dim = head_dim(json.loads((folder / "onnx" / "config.json").read_text()))
         tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))
-        tokens = tokenizer.encode((folder / "texts" / "held-out.txt").read_text(), add_special_tokens=False).ids
+        text = folder / "texts" / "held-out.txt"
+        tokens = stream(tokenizer, text.read_text())
         reference = perplexity(session(model), tokens, dim)
         for weights in self.weights:
             with tempfile.TemporaryDirectory() as scratch:
@@ -108,8 +118,19 @@ class Checks:
                 value = perplexity(session(quantized), tokens, dim)
                 change, size = value / reference - 1, quantized.stat().st_size
                 good = change <= PERPLEXITY_LIMIT[weights]
-                text = f"perplexity {value:.4f} against {reference:.4f} ({change:+.3%}), {size} bytes"
-                self.line("PASS" if good else "FAIL", folder.name, weights, text)
+                report = f"perplexity {value:.4f} against {reference:.4f} ({change:+.3%}), {size} bytes"
+                self.line("PASS" if good else "FAIL", folder.name, weights, report)
+                own = self.own_perplexity(folder, weights, text, pathlib.Path(scratch) / "model.niwaki")
+                apart = own / value - 1
+                report = f"the bundle's perplexity {own:.4f} is {apart:+.3%} from onnxruntime's"
+                self.line("PASS" if abs(apart) <= 0.01 else "FAIL", folder.name, weights, report)
+
+    def own_perplexity(self, folder, weights, text, bundle):
+        """What `niwaki eval` says of the bundle that `niwaki build` makes with the same weights."""
+        build = [self.niwaki, "build", str(folder), "-o", str(bundle), "--weights", weights]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        evaluate = [self.niwaki, "eval", str(bundle), "--text", str(text), "--window", str(WINDOW), "--json"]
+        return json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)["perplexity"]
 
     def model(self, folder):
         model = folder / "model.onnx"
