@@ -20,6 +20,9 @@ mod matrix;
 mod parts;
 mod recognise;
 mod stored;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 pub use matrix::{MatrixSource, RowsOut};
 pub use parts::{Matrix, Parts};

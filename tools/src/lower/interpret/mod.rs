@@ -328,6 +328,13 @@ impl<'m> Interpreter<'m> {
         if node.op_type() == "If" {
             return self.run_branch(node, &inputs);
         }
+        // A constant may be a weight, and may lie in an external file, like an initializer.
+        if node.op_type() == "Constant"
+            && let Some(tensor) = node.tensor("value")
+            && (tensor.dims.len() >= 2 || tensor.data_location.unwrap_or(0) != 0)
+        {
+            return Ok(vec![Value::Stored(self.model.view(tensor)?)]);
+        }
         if inputs
             .iter()
             .flatten()
