@@ -142,11 +142,23 @@ pub fn build(
     }
     let mut model = OnnxModel::open(&export.model)?;
     model.inline_functions()?;
-    let rounding = match weights {
-        Weights::AsExported => lower::Rounding::Export,
-        _ => lower::Rounding::Niwaki,
+    let facts = export.facts();
+    let lowered = match weights {
+        Weights::AsExported => match lower::lower(&model, &facts, lower::Rounding::Export) {
+            Err(LowerError::NotLowered(left)) => {
+                let mut lowered = lower::lower(&model, &facts, lower::Rounding::Niwaki)?;
+                if let Some(last) = left.last() {
+                    lowered.notes.push(format!(
+                        "activations are not rounded as the export rounds them: `{}`: {}",
+                        last.node, last.reason
+                    ));
+                }
+                lowered
+            }
+            result => result?,
+        },
+        _ => lower::lower(&model, &facts, lower::Rounding::Niwaki)?,
     };
-    let lowered = lower::lower(&model, &export.facts(), rounding)?;
     write(&export, &lowered, output, weights, progress)
 }
 

@@ -60,6 +60,38 @@ impl Interpreter<'_> {
                     self.static_rounding(node, inputs, x.shape.last().copied().unwrap_or(1))?;
                 Ok(Some(vec![Value::Form(self.rounded(label, &x, rounding))]))
             }
+            // A known tensor (an angle, a mask) that the export rounds: without its roundings it stays what it is.
+            ("QuantizeLinear", Some(Value::Known(known))) if !self.rounds => {
+                Ok(Some(vec![Value::Known(known.clone())]))
+            }
+            ("DequantizeLinear", Some(Value::Known(known)))
+                if known.tensor().datum_type().is_float() =>
+            {
+                Ok(Some(vec![Value::Known(known.clone())]))
+            }
+            ("MatMulInteger", Some(Value::Form(x))) => {
+                // An integer embedding that is multiplied before it is scaled.
+                let Some((table, shape)) = self.integer_embedding(x) else {
+                    return not_understood(
+                        "its input is neither quantized activations nor an embedding",
+                    );
+                };
+                let Some(weight) = stored(1) else {
+                    return not_understood("its weight is no constant");
+                };
+                let zero = match self.i64s_at(inputs, 2)?.as_deref() {
+                    None => 0,
+                    Some(&[zero]) => zero as i32,
+                    Some(_) => return not_understood("its input has more than one zero point"),
+                };
+                let Some(table) = table.rescaled(1.0, zero) else {
+                    return not_understood("its input is scaled already");
+                };
+                let weight = integer_weight(&weight, stored(3).as_ref())?;
+                let x = self.bases.add(label, Def::Embed { table }, &shape);
+                let y = self.linear(label, &x, weight.transposed())?;
+                Ok(Some(vec![Value::Form(y)]))
+            }
             ("MatMulInteger", Some(Value::DynamicQuantized(x))) => {
                 let Some(weight) = stored(1) else {
                     return not_understood("its weight is no constant");
@@ -104,20 +136,9 @@ impl Interpreter<'_> {
             }
             ("DequantizeLinear", Some(Value::Form(x))) => {
                 // After QuantizeLinear this undoes it; after a Gather it scales an integer embedding table.
-                let single = x
-                    .bases()
-                    .iter()
-                    .next()
-                    .copied()
-                    .filter(|_| x.bases().len() == 1);
-                let table = single.and_then(|base| match &self.bases.get(base).def {
-                    Def::Embed { table } if table.is_quantized() => Some(table.clone()),
-                    _ => None,
-                });
-                let Some(table) = table else {
+                let Some((table, shape)) = self.integer_embedding(x) else {
                     return Ok(Some(vec![Value::Form(x.clone())]));
                 };
-                let shape = x.shape.clone();
                 let scale = self
                     .known_at(inputs, 1)?
                     .map(|scale| scale.uniform())
@@ -144,6 +165,18 @@ impl Interpreter<'_> {
     pub(super) fn note(&mut self, note: &str) {
         if !self.notes.iter().any(|held| held == note) {
             self.notes.push(note.to_owned());
+        }
+    }
+
+    /// The table and shape of a form that is a whole embedding of integers.
+    fn integer_embedding(&self, x: &Form) -> Option<(MatrixSource, Vec<usize>)> {
+        let mut bases = x.bases().iter();
+        let (Some(&base), None) = (bases.next(), bases.next()) else {
+            return None;
+        };
+        match &self.bases.get(base).def {
+            Def::Embed { table } if table.is_quantized() => Some((table.clone(), x.shape.clone())),
+            _ => None,
         }
     }
 
