@@ -188,8 +188,14 @@ impl Export {
         ids
     }
 
-    /// The token id that begins a text.
+    /// The token id that begins a text; none where the tokenizer's configuration says that texts begin without one.
     pub fn begin_token_id(&self) -> Option<u32> {
+        let tokenizer = &self.tokenizer_config;
+        let without = tokenizer["add_bos_token"] == false
+            || tokenizer.get("bos_token").is_some_and(Value::is_null);
+        if without {
+            return None;
+        }
         [
             &self.generation_config["bos_token_id"],
             &self.config["bos_token_id"],
@@ -306,4 +312,66 @@ fn read_json(path: &Path) -> Result<Value, ExportError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn export(tokenizer_config: Value) -> Export {
+        Export {
+            config: json!({ "bos_token_id": 7, "eos_token_id": [2, 3] }),
+            generation_config: json!({ "eos_token_id": 3 }),
+            tokenizer_config,
+            ..Export::default()
+        }
+    }
+
+    #[test]
+    fn a_text_begins_with_the_configured_token_unless_the_tokenizer_says_without() {
+        assert_eq!(export(Value::Null).begin_token_id(), Some(7));
+        assert_eq!(
+            export(json!({ "bos_token": "<s>" })).begin_token_id(),
+            Some(7)
+        );
+        assert_eq!(
+            export(json!({ "add_bos_token": false })).begin_token_id(),
+            None
+        );
+        assert_eq!(export(json!({ "bos_token": null })).begin_token_id(), None);
+    }
+
+    #[test]
+    fn end_tokens_of_all_files_are_joined_without_repetition() {
+        assert_eq!(export(Value::Null).end_token_ids(), [3, 2]);
+    }
+
+    #[test]
+    fn sizes_are_read_under_any_of_their_names() {
+        let facts = Export {
+            config: json!({ "n_embd": 64, "n_head": 4, "n_positions": 128 }),
+            ..Export::default()
+        }
+        .facts();
+        assert_eq!(
+            (facts.head_dim, facts.kv_heads, facts.context_tokens),
+            (Some(16), Some(4), Some(128))
+        );
+    }
+
+    #[test]
+    fn a_folder_with_several_models_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.onnx", "b.onnx"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let error = Export::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("a.onnx, b.onnx"), "{error}");
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Export::open(empty.path()),
+            Err(ExportError::NoModel(_))
+        ));
+    }
 }
