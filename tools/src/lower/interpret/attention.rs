@@ -245,6 +245,18 @@ impl Interpreter<'_> {
             return not_understood("it has a key padding mask");
         }
         let mask = self.score_bias(inputs, 5)?;
+        self.finish_equal_heads(node, [q, k, v], heads, mask)
+    }
+
+    /// Attention of `com.microsoft` where every query head has its own key head.
+    fn finish_equal_heads(
+        &mut self,
+        node: &NodeProto,
+        [q, k, v]: [Form; 3],
+        heads: usize,
+        mask: Option<Rc<[f64]>>,
+    ) -> Understood<Vec<Value>> {
+        let width = q.shape.last().copied().unwrap_or(0);
         let def = AttentionDef {
             scale: scale_of(node, width / heads),
             q,
@@ -291,23 +303,8 @@ impl Interpreter<'_> {
             qkv = self.add_value(name_of(node), &qkv, &bias.clone())?;
         }
         let (q, k, v) = split_heads(&qkv, heads, heads)?;
-        let width = q.shape.last().copied().unwrap_or(0);
         let mask = self.score_bias(inputs, 5)?;
-        let def = AttentionDef {
-            scale: scale_of(node, width / heads),
-            q,
-            k,
-            v,
-            heads,
-            kv_heads: heads,
-            softcap: None,
-            window: None,
-            mask,
-            k_rounding: None,
-            v_rounding: None,
-            causal: node.int("unidirectional").unwrap_or(0) != 0,
-        };
-        self.finish_attention(node, def, [1, width])
+        self.finish_equal_heads(node, [q, k, v], heads, mask)
     }
 
     /// `ai.onnx.Attention` (opset 23).

@@ -8,16 +8,19 @@ mod columns;
 mod functions;
 mod heads;
 mod mask;
+mod norms;
+mod projections;
 mod rope;
+mod scores;
+mod sums;
 
-use super::base::{AttentionDef, Base, Def, NormDef, Rounding, TableRows};
+use super::base::{AttentionDef, Base, Def, Rounding};
 use super::form::{BaseId, Form};
 use super::interpret::Interpretation;
-use super::matrix::MatrixSource;
 use super::parts::Parts;
 use columns::{Selection, select};
 use functions::Elementwise;
-use niwaki::graph::{Columns, KvLayer, Levels, Node, NormKind, Op, RopeTable};
+use niwaki::graph::{Columns, KvLayer, Levels, Node, Op, RopeTable};
 use std::collections::{HashMap, HashSet};
 
 /// Why a value could not be matched: the base's node and the reason.
@@ -66,8 +69,8 @@ pub(super) fn recognise(
     let mut matcher = Matcher {
         near,
         far,
-        far_scores: far.map(attention::all_scores).unwrap_or_default(),
-        far_operators: far.map(attention::all_operators).unwrap_or_default(),
+        far_scores: far.map(scores::all_scores).unwrap_or_default(),
+        far_operators: far.map(scores::all_operators).unwrap_or_default(),
         nodes: vec![],
         layers: vec![],
         ropes: vec![],
@@ -100,32 +103,11 @@ pub(super) fn recognise(
     })
 }
 
-/// A linear projection with its bias, seen through the nodes that add it.
-struct Projection<'a> {
-    x: &'a Form,
-    node: &'a str,
-    base: BaseId,
-    weight: &'a MatrixSource,
-    /// Column `i` of the value is this row of the weight.
-    rows: Vec<usize>,
-    /// Factor on each column, before the bias.
-    factors: Option<Vec<f64>>,
-    bias: Option<Vec<f64>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ProjectionKey {
-    base: BaseId,
-    rows: Vec<usize>,
-    factors: Vec<u64>,
-    bias: Vec<u64>,
-}
-
 struct Matcher<'a> {
     near: &'a Interpretation,
     far: Option<&'a Interpretation>,
     /// What `far` holds of attention, by node.
-    far_scores: HashMap<&'a str, attention::Scores<'a>>,
+    far_scores: HashMap<&'a str, scores::Scores<'a>>,
     far_operators: HashMap<&'a str, &'a AttentionDef>,
     nodes: Vec<Node>,
     layers: Vec<KvLayer>,
@@ -133,7 +115,7 @@ struct Matcher<'a> {
     parts: Parts,
     /// Node of each base whose value was emitted, by factor bits.
     values: HashMap<(BaseId, u64), usize>,
-    projections: HashMap<ProjectionKey, usize>,
+    projections: HashMap<projections::ProjectionKey, usize>,
     /// Bases being matched: guards against values that depend on themselves.
     active: HashSet<BaseId>,
     /// Values that are being matched for one another.
@@ -424,320 +406,6 @@ impl<'a> Matcher<'a> {
                 Ok(self.push(name, Op::Softcap { cap: cap as f32 }, vec![x], x.width))
             }
         }
-    }
-
-    /// A sum with known numbers that is no bias: a norm's bias or a position embedding.
-    fn emit_known_sum(
-        &mut self,
-        base: &'a Base,
-        x: &'a Form,
-        known: &[f64],
-        table: Option<&TableRows>,
-    ) -> Matched<usize> {
-        let name = &base.node;
-        if let Some(rows) = table {
-            let first = rows.rows.first().copied().unwrap_or(0);
-            let past = self.near.lengths.past;
-            let consecutive = rows.rows.len() == self.tokens()
-                && rows
-                    .rows
-                    .iter()
-                    .enumerate()
-                    .all(|(token, &row)| row == first + token);
-            if consecutive && first >= past {
-                let (x, scale) = self.columns_and_factor(x, name)?;
-                let width = rows.table.cols();
-                let table = self.parts.matrix(&format!("{name}/positions"), &rows.table);
-                let op = Op::PositionEmbed {
-                    table,
-                    offset: first - past,
-                };
-                let positions = self.push(&format!("{name}/positions"), op, vec![], width);
-                let positions = self.whole(positions);
-                return Ok(self.push(
-                    name,
-                    Op::Add {
-                        scale: scale as f32,
-                    },
-                    vec![positions, x],
-                    width,
-                ));
-            }
-        }
-        let selection = self.select(x, name)?;
-        if let Some(bias) = self.per_column(base, known)
-            && selection.run() == Some(0)
-        {
-            let (norm, factors) = match &self.base(selection.base).def {
-                Def::ScaleColumns { x, factors } => {
-                    let inner = self.select(x, name)?;
-                    let factors = self.per_column(self.base(selection.base), factors);
-                    (
-                        inner,
-                        factors.map(|factors| {
-                            factors
-                                .iter()
-                                .map(|factor| factor * selection.factor)
-                                .collect()
-                        }),
-                    )
-                }
-                _ => (
-                    selection.clone(),
-                    Some(vec![selection.factor; selection.columns.len()]),
-                ),
-            };
-            let factors: Option<Vec<f64>> =
-                factors.map(|factors| factors.iter().map(|factor| factor * norm.factor).collect());
-            if norm.run() == Some(0)
-                && let Some(factors) = factors
-                && let Some(node) = self.norm_with(norm.base, Some(&factors), Some(&bias))?
-            {
-                return Ok(node);
-            }
-        }
-        if let Some(bias) = self.per_column(base, known)
-            && selection.run() == Some(0)
-            && selection.factor == 1.0
-            && let Def::Add { a, b } = &self.base(selection.base).def
-        {
-            for (side, other) in [(b, a), (a, b)] {
-                if let Some(node) = self.emit_biased_side(name, side, other, &bias)? {
-                    return Ok(node);
-                }
-            }
-        }
-        self.fail(name, "it adds known numbers to a value that is neither a projection, a norm nor an embedding")
-    }
-
-    /// `side + other + bias`, where `side` is a projection that can take the bias.
-    fn emit_biased_side(
-        &mut self,
-        name: &str,
-        side: &'a Form,
-        other: &'a Form,
-        bias: &[f64],
-    ) -> Matched<Option<usize>> {
-        let selection = self.select(side, name)?;
-        let Some(mut projection) = self.projection(&selection) else {
-            return Ok(None);
-        };
-        if projection.rows.len() != bias.len() {
-            return Ok(None);
-        }
-        let own = projection.bias.get_or_insert_with(|| vec![0.0; bias.len()]);
-        own.iter_mut()
-            .zip(bias)
-            .for_each(|(own, bias)| *own += bias);
-        let (other, factor) = self.columns_and_factor(other, name)?;
-        let side = self.emit_projection(projection)?;
-        if side.width != other.width {
-            return self.fail(name, "the sides of a sum differ in width");
-        }
-        let op = Op::Add {
-            scale: factor as f32,
-        };
-        Ok(Some(self.push(name, op, vec![side, other], side.width)))
-    }
-
-    /// Known numbers that are the same for every token: one per column.
-    fn per_column(&self, base: &Base, known: &[f64]) -> Option<Vec<f64>> {
-        let rows = columns::Rows::of(&base.shape, self.tokens())?;
-        let width = match rows {
-            columns::Rows::Tokens { .. } => known.len() / self.tokens(),
-            columns::Rows::Last => known.len(),
-        };
-        let mut values = vec![None; width];
-        for (index, &value) in known.iter().enumerate() {
-            let (_, column) = rows.place(index, self.tokens());
-            match values[column] {
-                None => values[column] = Some(value),
-                Some(held) if held == value => {}
-                Some(_) => return None,
-            }
-        }
-        values.into_iter().collect()
-    }
-
-    /// The norm a base computes, with factors and summands per column; `None` when it is no norm.
-    fn norm_with(
-        &mut self,
-        id: BaseId,
-        factors: Option<&[f64]>,
-        bias: Option<&[f64]>,
-    ) -> Matched<Option<usize>> {
-        let base = self.base(id);
-        let name = &base.node;
-        let (kind, x, epsilon, group, weight, own_bias) = match &base.def {
-            Def::Norm(NormDef {
-                x,
-                layer,
-                weight,
-                bias,
-                epsilon,
-                group,
-            }) => {
-                let kind = if *layer {
-                    NormKind::Layer
-                } else {
-                    NormKind::Rms
-                };
-                (
-                    kind,
-                    x.clone(),
-                    *epsilon,
-                    *group,
-                    weight.clone(),
-                    bias.clone(),
-                )
-            }
-            Def::Mul { .. } | Def::Div { .. } => {
-                match functions::norm(&self.near.bases, id, self.tokens()) {
-                    Some(norm) => (norm.kind, norm.x, norm.epsilon, norm.group, None, None),
-                    None => return Ok(None),
-                }
-            }
-            _ => return Ok(None),
-        };
-        let x = self.columns(&x, name)?;
-        let narrow = |values: &[f64]| -> Vec<f32> {
-            let all: Vec<f32> = values.iter().map(|value| *value as f32).collect();
-            let repeats = all.chunks(group).all(|chunk| chunk == &all[..chunk.len()]);
-            if repeats {
-                all[..group.min(all.len())].to_vec()
-            } else {
-                all
-            }
-        };
-        let factors = factors
-            .filter(|factors| factors.iter().any(|factor| *factor != 1.0))
-            .map(narrow);
-        let added = bias.map(narrow);
-        let (weight, bias) = match (weight, own_bias, factors, added) {
-            (weight, own_bias, None, None) => (weight, own_bias),
-            (None, None, factors, added) => (factors, added),
-            (Some(weight), None, None, added) => (Some(weight), added),
-            _ => return self.fail(name, "its factors are scaled again"),
-        };
-        let weight = weight.map(|weight| self.parts.vector(&format!("{name}/weight"), weight));
-        let bias = bias.map(|bias| self.parts.vector(&format!("{name}/bias"), bias));
-        let op = Op::Norm {
-            kind,
-            epsilon,
-            group,
-            weight,
-            bias,
-        };
-        Ok(Some(self.push(name, op, vec![x], x.width)))
-    }
-
-    /// A selection as rows of a projection, when that is what it is.
-    fn projection(&self, selection: &Selection) -> Option<Projection<'a>> {
-        let base = self.base(selection.base);
-        if selection.factor != 1.0 {
-            return None;
-        }
-        match &base.def {
-            Def::Linear { x, weight } => Some(Projection {
-                x,
-                node: &base.node,
-                base: selection.base,
-                weight,
-                rows: selection.columns.clone(),
-                factors: None,
-                bias: None,
-            }),
-            Def::AddKnown {
-                x,
-                known: own,
-                table: None,
-            }
-            | Def::ScaleColumns { x, factors: own } => {
-                let own = self.per_column(base, own)?;
-                let own: Vec<f64> = selection
-                    .columns
-                    .iter()
-                    .map(|column| own[*column])
-                    .collect();
-                let inner = select(x, &self.near.bases, self.tokens())?;
-                let factor = inner.factor;
-                let mut projection = self.projection(&Selection {
-                    base: inner.base,
-                    columns: selection
-                        .columns
-                        .iter()
-                        .map(|column| inner.columns[*column])
-                        .collect(),
-                    factor: 1.0,
-                })?;
-                let scale = |values: &mut Option<Vec<f64>>,
-                             by: &dyn Fn(usize) -> f64,
-                             missing: Option<f64>| {
-                    if values.is_none() {
-                        *values = missing.map(|value| vec![value; own.len()]);
-                    }
-                    values
-                        .iter_mut()
-                        .flatten()
-                        .enumerate()
-                        .for_each(|(i, value)| *value *= by(i));
-                };
-                if factor != 1.0 {
-                    scale(&mut projection.factors, &|_| factor, Some(1.0));
-                    scale(&mut projection.bias, &|_| factor, None);
-                }
-                if matches!(base.def, Def::ScaleColumns { .. }) {
-                    scale(&mut projection.factors, &|i| own[i], Some(1.0));
-                    scale(&mut projection.bias, &|i| own[i], None);
-                } else {
-                    let bias = projection.bias.get_or_insert_with(|| vec![0.0; own.len()]);
-                    bias.iter_mut()
-                        .zip(&own)
-                        .for_each(|(bias, own)| *bias += own);
-                }
-                Some(projection)
-            }
-            _ => None,
-        }
-    }
-
-    fn emit_projection(&mut self, projection: Projection<'a>) -> Matched<Columns> {
-        let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect();
-        let factors = projection.factors;
-        let key = ProjectionKey {
-            base: projection.base,
-            rows: projection.rows.clone(),
-            factors: factors.as_deref().map(bits).unwrap_or_default(),
-            bias: projection.bias.as_deref().map(bits).unwrap_or_default(),
-        };
-        if let Some(&node) = self.projections.get(&key) {
-            return Ok(self.whole(node));
-        }
-        let x = self.columns(projection.x, projection.node)?;
-        let all = projection.rows.iter().enumerate().all(|(i, &row)| i == row)
-            && projection.rows.len() == projection.weight.rows();
-        let weight = if all && factors.is_none() {
-            projection.weight.clone()
-        } else {
-            let factors: Option<Vec<f32>> =
-                factors.map(|factors| factors.iter().map(|factor| *factor as f32).collect());
-            projection
-                .weight
-                .with_rows(&projection.rows, factors.as_deref())
-        };
-        if x.width != weight.cols() {
-            return self.fail(projection.node, "its input is not as wide as its weight");
-        }
-        let width = weight.rows();
-        let weight = self.parts.matrix(projection.node, &weight);
-        let bias = projection.bias.map(|bias| {
-            let bias = bias.iter().map(|value| *value as f32).collect();
-            self.parts
-                .vector(&format!("{}/bias", projection.node), bias)
-        });
-        let node = self.push(projection.node, Op::Linear { weight, bias }, vec![x], width);
-        self.projections.insert(key, node);
-        Ok(self.whole(node))
     }
 }
 
