@@ -9,6 +9,7 @@ use niwaki::{
 };
 use niwaki_kernels::{Element, MatrixFormat, ScaleType};
 use std::path::PathBuf;
+use std::time::Duration;
 use synthetic::{Decoder, Random};
 
 struct Model {
@@ -171,6 +172,26 @@ fn the_last_tokens_logits_are_those_of_every_token() {
     assert_eq!((every.rows(), last.rows(), last.vocabulary()), (300, 1, 50));
     assert_eq!(bits(every.row(299).unwrap()), bits(last.last()));
     assert_eq!(every.row(300), None);
+}
+
+#[test]
+fn a_profile_accounts_for_the_time_of_appends_and_changes_no_bit() {
+    let model = Model::new(&Decoder::TINY);
+    let tokens = Random(3).tokens(20, 50);
+    let mut plain = model.session(&threads(1));
+    let mut profiled = model.session(&threads(1));
+    assert_eq!(profiled.take_profile().unwrap(), None);
+    profiled.start_profile().unwrap();
+    assert_eq!(
+        feed(&mut profiled, &tokens, &[15, 1]),
+        feed(&mut plain, &tokens, &[15, 1])
+    );
+    let profile = profiled.take_profile().unwrap().unwrap();
+    assert_eq!(profile.appends, 6);
+    assert_eq!(profile.nodes.len(), profiled.engine().graph().nodes.len());
+    let nodes: Duration = profile.nodes.iter().sum();
+    assert!(Duration::ZERO < nodes && nodes <= profile.total);
+    assert_eq!(profiled.take_profile().unwrap(), None);
 }
 
 #[test]

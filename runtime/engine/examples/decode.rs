@@ -1,39 +1,106 @@
 //! Feeds a prompt of made-up tokens and decodes greedily: the smallest program that costs what a model costs.
 //!
-//! `cargo run --release -p niwaki --example decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS]`
+//! `cargo run --release -p niwaki --example decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS]]`
 //!
-//! Two runs that differ only in one of the numbers, under an instruction counter, give the cost of one token.
+//! Without REPEATS it runs once, cold, and prints "first token" as soon as it has one: for instruction counts (two
+//! runs that differ only in one of the numbers give the cost of one token), memory and the time from process start.
+//! With REPEATS it runs once untimed, then REPEATS times, and prints a line of JSON for each: seconds of wall clock
+//! and of CPU time for the prompt, and for all new tokens together.
 
-use niwaki::{Engine, LogitsFor, OpenOptions, Verify};
+use cpu_time::ProcessTime;
+use niwaki::{Engine, Logits, LogitsFor, OpenOptions, Session, Verify};
 use std::error::Error;
+use std::time::Instant;
+
+const USAGE: &str = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS]]";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS]";
-    let model = arguments.next().ok_or(usage)?;
+    let model = arguments.next().ok_or(USAGE)?;
     let mut number = || arguments.next().map(|number| number.parse::<usize>());
-    let prompt_tokens = number().ok_or(usage)??;
-    let new_tokens = number().ok_or(usage)??;
+    let prompt_tokens = number().ok_or(USAGE)??;
+    let new_tokens = number().ok_or(USAGE)??;
     let threads = number().transpose()?.unwrap_or(1);
+    let repeats = number().transpose()?.unwrap_or(0);
 
     let options = OpenOptions {
         threads,
+        context_tokens: Some(prompt_tokens + new_tokens),
         verify: Verify::Structure,
         ..OpenOptions::default()
     };
     let engine = Engine::open(model, &options)?;
     let vocabulary = engine.graph().vocabulary as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32)
-        .map(|index| index * 7919 % vocabulary)
+        .map(|index| index.wrapping_mul(7919) % vocabulary)
         .collect();
     let mut session = engine.session()?;
-    let mut logits = session.append(&prompt, LogitsFor::LastToken)?;
-    for _ in 0..new_tokens {
-        let best = (0u32..)
-            .zip(logits.last())
-            .max_by(|a, b| a.1.total_cmp(b.1));
-        let token = best.map_or(0, |(token, _)| token);
-        logits = session.append(&[token], LogitsFor::LastToken)?;
+    run(&mut session, &prompt, new_tokens, || {
+        if repeats == 0 {
+            println!("first token");
+        }
+    })?;
+    for _ in 0..repeats {
+        session.reset()?;
+        let start = Clocks::now();
+        let mut first = None;
+        run(&mut session, &prompt, new_tokens, || {
+            first = Some(Clocks::now());
+        })?;
+        let first = first.ok_or("no token")?;
+        let end = Clocks::now();
+        let (prompt_s, prompt_cpu_s) = first.since(&start);
+        let (new_s, new_cpu_s) = end.since(&first);
+        println!(
+            "{{\"prompt_s\": {prompt_s:.9}, \"prompt_cpu_s\": {prompt_cpu_s:.9}, \
+             \"new_s\": {new_s:.9}, \"new_cpu_s\": {new_cpu_s:.9}}}"
+        );
     }
     Ok(())
+}
+
+/// Computes the prompt, tells when its token is there, and decodes.
+fn run(
+    session: &mut Session,
+    prompt: &[u32],
+    new_tokens: usize,
+    first_token: impl FnOnce(),
+) -> Result<(), Box<dyn Error>> {
+    let logits = session.append(prompt, LogitsFor::LastToken)?;
+    let mut token = most_likely(&logits);
+    first_token();
+    for _ in 0..new_tokens {
+        token = most_likely(&session.append(&[token], LogitsFor::LastToken)?);
+    }
+    Ok(())
+}
+
+fn most_likely(logits: &Logits) -> u32 {
+    (0u32..)
+        .zip(logits.last())
+        .max_by(|a, b| a.1.total_cmp(b.1))
+        .map_or(0, |(token, _)| token)
+}
+
+/// Wall clock and CPU time of this process at one moment.
+struct Clocks {
+    wall: Instant,
+    cpu: ProcessTime,
+}
+
+impl Clocks {
+    fn now() -> Clocks {
+        Clocks {
+            wall: Instant::now(),
+            cpu: ProcessTime::now(),
+        }
+    }
+
+    /// Seconds of both since `earlier`.
+    fn since(&self, earlier: &Clocks) -> (f64, f64) {
+        (
+            self.wall.duration_since(earlier.wall).as_secs_f64(),
+            self.cpu.duration_since(earlier.cpu).as_secs_f64(),
+        )
+    }
 }

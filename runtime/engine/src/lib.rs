@@ -32,7 +32,7 @@ pub use generate::{
     Candidate, Candidates, FinishReason, GenerateError, GenerateOptions, Generation,
     InvalidSampling, Random, Sampler, Sampling, SamplingStep, Token,
 };
-pub use model::ModelError;
+pub use model::{ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use text::{Detokenizer, TextError, Tokenizer};
 

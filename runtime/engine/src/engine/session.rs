@@ -2,7 +2,8 @@
 
 use super::open::Engine;
 use crate::kv::CacheError;
-use crate::model::{Decoder, ModelError};
+use crate::model::{Decoder, ModelError, Profile};
+use std::time::Instant;
 use tract_core::model::TypedSimpleState;
 
 /// Logits of one append are computed in runs that hold at most about this much of them.
@@ -129,6 +130,7 @@ impl Session {
         tokens: &[u32],
         logits_for: LogitsFor,
     ) -> Result<Logits, SessionError> {
+        let start = Instant::now();
         let vocabulary = self.engine.graph().vocabulary;
         self.check(tokens, vocabulary)?;
         let rows = match logits_for {
@@ -144,6 +146,9 @@ impl Session {
         if let Err(error) = result {
             self.truncate(before)?;
             return Err(error);
+        }
+        if let Some(profile) = &mut Decoder::turn(&mut self.state)?.profile {
+            profile.add_append(start.elapsed());
         }
         Ok(Logits { values, vocabulary })
     }
@@ -208,6 +213,24 @@ impl Session {
             self.len += chunk.len();
         }
         Ok(())
+    }
+
+    /// Takes the time of every operator from now on; what was measured before is forgotten.
+    ///
+    /// # Errors
+    /// [`SessionError::Model`] when the session's state was lost.
+    pub fn start_profile(&mut self) -> Result<(), SessionError> {
+        let nodes = self.engine.graph().nodes.len();
+        Decoder::turn(&mut self.state)?.profile = Some(Profile::new(nodes));
+        Ok(())
+    }
+
+    /// Stops measuring and returns what was measured; `None` when nothing was asked for.
+    ///
+    /// # Errors
+    /// [`SessionError::Model`] when the session's state was lost.
+    pub fn take_profile(&mut self) -> Result<Option<Profile>, SessionError> {
+        Ok(Decoder::turn(&mut self.state)?.profile.take())
     }
 
     /// Forgets every token from index `len` on; a longer `len` changes nothing.

@@ -2,9 +2,11 @@
 
 mod compute;
 mod operator;
+mod profile;
 mod turn;
 mod value_pool;
 
 pub(crate) use operator::Decoder;
 pub use operator::ModelError;
+pub use profile::Profile;
 pub(crate) use turn::Turn;

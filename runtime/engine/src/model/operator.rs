@@ -9,6 +9,7 @@ use niwaki_kernels::Kernels;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 use tract_core::internal::*;
 use tract_core::model::{TypedSimplePlan, TypedSimpleState};
 use tract_core::ops::EvalOp;
@@ -180,6 +181,7 @@ impl EvalOp for Operator {
             .and_then(|shared| shared.get::<RefCell<Turn>>())
             .context("no turn")?;
         let mut turn = turn.try_borrow_mut()?;
+        let start = turn.profile.is_some().then(Instant::now);
         let output = compute(
             self.node()?,
             &self.bundle,
@@ -187,6 +189,9 @@ impl EvalOp for Operator {
             &mut turn,
             &inputs,
         )?;
+        if let (Some(start), Some(profile)) = (start, &mut turn.profile) {
+            profile.add_node(self.node, start.elapsed());
+        }
         Ok(tvec!(TValue::from_const(output)))
     }
 }

@@ -1,5 +1,6 @@
 //! What the operators of one session share while a run of tokens passes through them.
 
+use super::profile::Profile;
 use super::value_pool::ValuePool;
 use crate::graph::{Graph, RopeTable};
 use crate::kv::KvCache;
@@ -13,6 +14,8 @@ pub(crate) struct Turn {
     /// Quantized activations of the matrix product at hand.
     pub(crate) scratch: QuantizedRows,
     pub(crate) values: ValuePool,
+    /// Filled while it is there.
+    pub(crate) profile: Option<Profile>,
     angles: Vec<Angles>,
 }
 
@@ -41,6 +44,7 @@ impl Turn {
             wanted_rows: 0,
             scratch: QuantizedRows::new(),
             values: ValuePool::default(),
+            profile: None,
             angles,
         }
     }
