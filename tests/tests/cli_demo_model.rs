@@ -364,3 +364,52 @@ fn a_reader_that_goes_away_is_no_failure() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+#[test]
+fn bench_reports_every_combination_once() {
+    let report = json(&mut niwaki!(
+        "bench",
+        int4(),
+        "-p",
+        "8,0",
+        "-n",
+        "3",
+        "-d",
+        "0,5",
+        "-t",
+        "1,2",
+        "-r",
+        "1",
+        "--profile"
+    ));
+    let engines = report["engines"].as_array().unwrap();
+    assert_eq!(engines.len(), 2);
+    for (engine, threads) in engines.iter().zip([1, 2]) {
+        assert_eq!(engine["threads"], threads);
+        assert!(engine["planned_anonymous_bytes"].as_u64() > Some(0));
+        let tests: Vec<_> = engine["tests"].as_array().unwrap().iter().collect();
+        let described = tests
+            .iter()
+            .map(|test| format!("{} {} {}", test["test"], test["tokens"], test["depth"]))
+            .collect::<Vec<_>>();
+        assert_eq!(
+            described,
+            [
+                "\"prefill\" 8 0",
+                "\"decode\" 3 0",
+                "\"prefill\" 8 5",
+                "\"decode\" 3 5"
+            ]
+        );
+        for test in tests {
+            assert!(test["tokens_per_s"].as_f64() > Some(0.0));
+            assert!(test["ms_per_token_p50"].as_f64() <= test["ms_per_token_p95"].as_f64());
+            let operators = test["profile"].as_array().unwrap();
+            let share: f64 = operators
+                .iter()
+                .map(|time| time["share"].as_f64().unwrap())
+                .sum();
+            assert!((share - 1.0).abs() < 1e-6, "{share}");
+        }
+    }
+}

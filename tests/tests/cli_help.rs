@@ -29,6 +29,7 @@ help_of! {
     pack: "pack";
     inspect: "inspect";
     eval: "eval";
+    bench: "bench";
     run: "run";
     logits: "logits";
     demo: "demo";

@@ -1,5 +1,6 @@
 //! The library behind the niwaki command.
 
+pub mod bench;
 pub mod build;
 pub mod commands;
 pub mod demo_model;

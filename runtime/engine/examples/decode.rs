@@ -4,8 +4,8 @@
 //!
 //! Without REPEATS it runs once, cold, and prints "first token" as soon as it has one: for instruction counts (two
 //! runs that differ only in one of the numbers give the cost of one token), memory and the time from process start.
-//! With REPEATS it runs once untimed, then REPEATS times, and prints a line of JSON for each: seconds of wall clock
-//! and of CPU time for the prompt, and for all new tokens together.
+//! With REPEATS it warms up, then runs REPEATS times and prints a line of JSON for each: seconds of wall clock and of
+//! CPU time for the prompt, and for all new tokens together.
 
 use cpu_time::ProcessTime;
 use niwaki::{Engine, Logits, LogitsFor, OpenOptions, Session, Verify};
@@ -13,6 +13,8 @@ use std::error::Error;
 use std::time::Instant;
 
 const USAGE: &str = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS]]";
+/// Enough to map all weights and make all buffers.
+const WARM_UP_TOKENS: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -35,11 +37,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|index| index.wrapping_mul(7919) % vocabulary)
         .collect();
     let mut session = engine.session()?;
-    run(&mut session, &prompt, new_tokens, || {
-        if repeats == 0 {
-            println!("first token");
-        }
-    })?;
+    if repeats == 0 {
+        return run(&mut session, &prompt, new_tokens, || {
+            println!("first token")
+        });
+    }
+    run(
+        &mut session,
+        &prompt[..prompt_tokens.min(WARM_UP_TOKENS)],
+        0,
+        || {},
+    )?;
     for _ in 0..repeats {
         session.reset()?;
         let start = Clocks::now();

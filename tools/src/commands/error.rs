@@ -38,6 +38,16 @@ pub(super) enum CommandError {
     /// The model is neither a bundle, nor an export folder, nor ONNX.
     #[error("{} is not a model", path.display())]
     NotAModel { path: PathBuf },
+    /// Only bundles are measured.
+    #[error("{} is an ONNX model, not a bundle", path.display())]
+    NotABundle { path: PathBuf },
+    /// A test needs a longer context than the model has.
+    #[error("the tests take a context of {tokens} tokens, {} has {context_tokens}", path.display())]
+    TestTooLong {
+        path: PathBuf,
+        tokens: usize,
+        context_tokens: usize,
+    },
     /// The bundle was refused.
     #[error("cannot open {}", path.display())]
     Open {
@@ -143,6 +153,8 @@ impl CommandError {
             CommandError::NoTokenizer { .. } => {
                 "put tokenizer.json beside the model and build the bundle again"
             }
+            CommandError::NotABundle { .. } => "make one with niwaki build",
+            CommandError::TestTooLong { .. } => "ask for shorter prompts or a smaller depth",
             CommandError::NoBos { .. } => "choose --bos none",
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"

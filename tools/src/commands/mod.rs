@@ -1,5 +1,6 @@
 //! The commands of `niwaki`: one file each, arguments above, work below.
 
+mod bench;
 mod build;
 mod demo;
 mod error;
@@ -53,6 +54,7 @@ enum Command {
     Pack(pack::PackArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
     Run(run::RunArgs),
     Logits(logits::LogitsArgs),
     Demo(demo::DemoArgs),
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Pack(args) => pack::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Demo(args) => demo::run(&args),
