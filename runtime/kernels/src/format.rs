@@ -1,6 +1,7 @@
 //! How a weight matrix lies in memory, and views of packed bytes that were checked against it.
 
 use half::f16;
+use std::ops::Range;
 use thiserror::Error;
 
 /// Rows of a matrix (output channels) that are stored together, and lanes of every kernel.
@@ -270,6 +271,13 @@ impl<'a> Matrix<'a> {
         // The length was checked by `new`, so the division is exact and `groups() > index >= 0`.
         let group_bytes = self.bytes.len() / self.groups();
         &self.bytes[index * group_bytes..][..group_bytes]
+    }
+
+    /// Packed bytes of consecutive groups.
+    #[inline]
+    pub(crate) fn groups_bytes(&self, groups: Range<usize>) -> &'a [u8] {
+        let group_bytes = self.bytes.len() / self.groups();
+        &self.bytes[groups.start * group_bytes..groups.end * group_bytes]
     }
 
     /// Writes row `row`, as f32, to `out`: an embedding's row, or a dequantized weight row.

@@ -3,8 +3,9 @@
 //! Every float kernel is written once, generically, over these traits, so it computes the same bits on
 //! each instruction set by construction. [`scalar`](crate::scalar) is the readable implementation.
 
+use crate::matmul::Outputs;
 use crate::quantized::QuantizedRows;
-use std::ops::{Add, Div, Mul, Sub};
+use std::ops::{Add, Div, Mul, Range, Sub};
 
 /// An instruction set, as a value: having one proves that the CPU supports it.
 pub(crate) trait Simd: Copy + Send + Sync {
@@ -64,6 +65,24 @@ pub(crate) trait Simd: Copy + Send + Sync {
         _finish: impl FnMut(usize, Self::F),
     ) -> usize {
         0
+    }
+
+    /// Computes `outputs`, consecutive groups of an int4 or int8 matrix for the rows `rows` of `x`, if there is
+    /// a faster way than one group after the other. Returns whether it did.
+    ///
+    /// # Safety
+    /// `groups` must be the groups of `outputs`, of a matrix with binary16 scales, blocks of 32, no zero
+    /// points and the columns of `x`. No other thread may access the outputs.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    unsafe fn products<const INT4: bool>(
+        self,
+        _groups: &[u8],
+        _x: &QuantizedRows,
+        _rows: Range<usize>,
+        _outputs: &Outputs<'_>,
+    ) -> bool {
+        false
     }
 }
 

@@ -113,6 +113,29 @@ fn spread(x: &[f32], width: usize, gap: usize) -> Vec<f32> {
     spread
 }
 
+/// Wide enough that kernels which keep a part of the activations in a cache go over the weights twice.
+#[test]
+fn products_of_many_wide_rows() {
+    let mut numbers = Numbers::new(7);
+    let (rows, cols, tokens) = (67, 16_400, 31);
+    let x = activations(&mut numbers, tokens * cols);
+    for format in [MatrixFormat::INT4, MatrixFormat::INT8] {
+        let bytes = packed(&mut numbers, format, rows, cols);
+        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        same_everywhere(|kernels| {
+            let mut out = vec![0.0; tokens * rows];
+            kernels.matmul(
+                &matrix,
+                &Rows::contiguous(&x, tokens, cols),
+                None,
+                &mut QuantizedRows::new(),
+                &mut RowsMut::contiguous(&mut out, tokens, rows),
+            );
+            out
+        });
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
 

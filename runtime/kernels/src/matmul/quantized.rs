@@ -1,7 +1,8 @@
 //! Integer weights times quantized activations.
 
-use crate::format::{ACTIVATION_BLOCK, Element, Matrix, MatrixFormat, ROWS, ScaleType};
-use crate::lanes::{IntLanes, Lanes, Simd, load_part, store_part};
+use super::Outputs;
+use crate::format::{ACTIVATION_BLOCK, Element, Matrix, MatrixFormat, ScaleType};
+use crate::lanes::{IntLanes, Lanes, Simd};
 use crate::quantized::QuantizedRows;
 use crate::rows::SharedRows;
 use std::array::from_fn;
@@ -58,20 +59,23 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
     out: &SharedRows<'_>,
     groups: Range<usize>,
 ) {
-    for group in groups {
+    let outputs = Outputs {
+        out: *out,
+        bias,
+        first_group: groups.start,
+        columns: matrix.rows(),
+    };
+    if PLAIN {
+        let bytes = matrix.groups_bytes(groups.clone());
+        // SAFETY: `PLAIN` means such a matrix; the caller's promise.
+        if unsafe { simd.products::<INT4>(bytes, x, 0..x.rows(), &outputs) } {
+            return;
+        }
+    }
+    for (index, group) in groups.enumerate() {
         let bytes = matrix.group(group);
-        let start = group * ROWS;
-        let len = ROWS.min(matrix.rows() - start);
-        let bias = bias.map(|bias| load_part(simd, &bias[start..][..len], 0.0));
-        let finish = |row: usize, sum: S::F| {
-            let sum = bias.map_or(sum, |bias| sum + bias);
-            // SAFETY: the caller's promise: these columns are this thread's.
-            let out = unsafe { out.segment(row, start, len) };
-            match out.as_chunks_mut::<16>().0 {
-                [out] => sum.store(out),
-                _ => store_part(sum, out),
-            }
-        };
+        // SAFETY: the caller's promise: these columns are this thread's.
+        let finish = |row: usize, sum: S::F| unsafe { outputs.put_group(simd, index, row, sum) };
         let format = &matrix.format();
         let mut row = if PLAIN {
             simd.batch::<INT4>(bytes, x, finish)

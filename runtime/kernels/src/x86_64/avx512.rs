@@ -1,10 +1,13 @@
 //! AVX-512 F, BW, VL and VNNI: one register holds 16 lanes.
 #![allow(unsafe_code)]
 
+use super::tiles;
 use crate::dispatch::Work;
 use crate::lanes::{IntLanes, Lanes, Simd};
+use crate::matmul::Outputs;
+use crate::quantized::QuantizedRows;
 use std::arch::x86_64::*;
-use std::ops::{Add, Div, Mul, Sub};
+use std::ops::{Add, Div, Mul, Range, Sub};
 
 /// Proof that the CPU has AVX-512 F, BW, VL and VNNI. Floats and integers come only from it, or from
 /// each other, so having one of them is proof, too.
@@ -167,6 +170,19 @@ impl Simd for Avx512 {
             }
             even.map(Ints)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn products<const INT4: bool>(
+        self,
+        groups: &[u8],
+        x: &QuantizedRows,
+        rows: Range<usize>,
+        outputs: &Outputs<'_>,
+    ) -> bool {
+        // SAFETY: passed on.
+        unsafe { tiles::products::<INT4>(self, groups, x, rows, outputs) };
+        true
     }
 }
 

@@ -1,0 +1,222 @@
+//! Products of int4 and int8 weights by AVX-512 VNNI, in tiles of several groups by several activation rows.
+//!
+//! An unpacked weight serves all rows of a tile, a broadcast activation all its groups, and the sums stay in
+//! registers. What limits the speed is then the multiplications themselves: 8 of bytes and 2 of floats per
+//! block, group and activation row.
+#![allow(unsafe_code)]
+
+use super::avx512::Avx512;
+use crate::format::{ACTIVATION_BLOCK, ROWS};
+use crate::matmul::Outputs;
+use crate::quantized::QuantizedRows;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::array::from_fn;
+use std::ops::Range;
+
+/// Activations that stay in the second-level cache until all weights of a task have met them.
+const RESIDENT_BYTES: usize = 384 * 1024;
+
+/// How far ahead of a single row's product the weights are fetched from memory, which is what limits it.
+const PREFETCH_BYTES: usize = 4096;
+
+/// `M` activation rows.
+#[derive(Clone, Copy)]
+struct Activations<const M: usize> {
+    values: [*const i8; M],
+    scales: [*const f32; M],
+    sums: [*const i32; M],
+}
+
+/// Keeps the compiler from loading ahead: it would take the registers of the sums for it.
+#[inline(always)]
+fn in_order() {
+    // SAFETY: no instruction.
+    unsafe { asm!("", options(nostack, preserves_flags)) };
+}
+
+/// Writes `G` groups, `group_bytes` apart, for `M` activation rows to `out`, group after group in each row.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
+/// numbers must be writable at each of `out` and readable at `bias`, unless it is null.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
+    groups: *const u8,
+    group_bytes: usize,
+    blocks: usize,
+    x: Activations<M>,
+    bias: *const f32,
+    out: [*mut f32; M],
+) {
+    let tile_bytes = if INT4 { 32 + 256 } else { 32 + 512 };
+    let mask = _mm512_set1_epi8(15);
+    let sign = _mm512_set1_epi8(-128);
+    let zero = _mm512_setzero_si512();
+    let mut results = [[_mm512_setzero_ps(); M]; G];
+    for block in 0..blocks {
+        // SAFETY: the caller's promise; a prefetch may go anywhere.
+        unsafe {
+            let weights: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * tile_bytes));
+            if M == 1 {
+                for line in 0..(G * tile_bytes).div_ceil(64) {
+                    let ahead = weights[0].wrapping_add(PREFETCH_BYTES + 64 * line);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                }
+            }
+            // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
+            // offset times the sum of the activations is taken back beforehand.
+            let (mut dots, mut others) = ([[zero; M]; G], [[zero; M]; G]);
+            for m in 0..M {
+                let sum = _mm512_set1_epi32(x.sums[m].add(block).read());
+                let offset = if INT4 {
+                    _mm512_slli_epi32::<3>(sum)
+                } else {
+                    _mm512_slli_epi32::<7>(sum)
+                };
+                for dots in &mut dots {
+                    dots[m] = _mm512_sub_epi32(zero, offset);
+                }
+            }
+            for pair in 0..4 {
+                let (mut even, mut odd) = ([zero; G], [zero; G]);
+                for g in 0..G {
+                    let quants = weights[g].add(32).cast::<__m512i>();
+                    if INT4 {
+                        let bytes = _mm512_loadu_si512(quants.add(pair));
+                        even[g] = _mm512_and_si512(bytes, mask);
+                        odd[g] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+                    } else {
+                        let bytes = _mm512_loadu_si512(quants.add(2 * pair));
+                        even[g] = _mm512_xor_si512(bytes, sign);
+                        let bytes = _mm512_loadu_si512(quants.add(2 * pair + 1));
+                        odd[g] = _mm512_xor_si512(bytes, sign);
+                    }
+                }
+                for m in 0..M {
+                    in_order();
+                    let values = x.values[m].add(block * ACTIVATION_BLOCK + 8 * pair);
+                    let values = values.cast::<i32>();
+                    let first = _mm512_set1_epi32(values.read_unaligned());
+                    let second = _mm512_set1_epi32(values.add(1).read_unaligned());
+                    for g in 0..G {
+                        dots[g][m] = _mm512_dpbusd_epi32(dots[g][m], even[g], first);
+                    }
+                    for g in 0..G {
+                        // Without other rows, a second chain hides the latency.
+                        let dots = if M == 1 { &mut others } else { &mut dots };
+                        dots[g][m] = _mm512_dpbusd_epi32(dots[g][m], odd[g], second);
+                    }
+                }
+            }
+            in_order();
+            for g in 0..G {
+                let weight_scales = _mm512_cvtph_ps(_mm256_loadu_si256(weights[g].cast()));
+                for m in 0..M {
+                    let scale = _mm512_set1_ps(x.scales[m].add(block).read());
+                    let scales = _mm512_mul_ps(weight_scales, scale);
+                    let dots = if M == 1 {
+                        _mm512_add_epi32(dots[g][m], others[g][m])
+                    } else {
+                        dots[g][m]
+                    };
+                    let dots = _mm512_cvtepi32_ps(dots);
+                    results[g][m] = _mm512_fmadd_ps(dots, scales, results[g][m]);
+                }
+            }
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !bias.is_null() {
+            for (g, results) in results.iter_mut().enumerate() {
+                let bias = _mm512_loadu_ps(bias.add(ROWS * g));
+                for result in results {
+                    *result = _mm512_add_ps(*result, bias);
+                }
+            }
+        }
+        for (g, results) in results.iter().enumerate() {
+            for (result, out) in results.iter().zip(out) {
+                _mm512_storeu_ps(out.add(ROWS * g), *result);
+            }
+        }
+    }
+}
+
+/// The groups in `bytes` for the rows `rows` of `x`, as many as are a multiple of `M`: tiles of `G` groups,
+/// then of single ones. The weights of a tile stay in the first-level cache for all rows.
+///
+/// # Safety
+/// As for [`products`], and the CPU must have AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
+    bytes: &[u8],
+    group_bytes: usize,
+    x: &QuantizedRows,
+    rows: Range<usize>,
+    outputs: &Outputs<'_>,
+) {
+    let groups = bytes.len() / group_bytes;
+    let mut group = 0;
+    while group < groups {
+        let first = bytes[group * group_bytes..].as_ptr();
+        let whole = group + G <= groups;
+        let count = if whole { G } else { 1 };
+        for row in rows.clone().step_by(M) {
+            let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
+            let blocks = scales.len();
+            // SAFETY: row `row + m`, which the caller promises to be there, follows `m` rows later.
+            let activations = unsafe {
+                Activations {
+                    values: from_fn(|m| values.as_ptr().add(m * blocks * ACTIVATION_BLOCK)),
+                    scales: from_fn(|m| scales.as_ptr().add(m * blocks)),
+                    sums: from_fn(|m| sums.as_ptr().add(m * blocks)),
+                }
+            };
+            // SAFETY: the caller's promises: the groups have the columns of `x`.
+            unsafe {
+                outputs.put::<M>(group, count, row, |bias, out| {
+                    if whole {
+                        tile::<INT4, G, M>(first, group_bytes, blocks, activations, bias, out);
+                    } else {
+                        tile::<INT4, 1, M>(first, group_bytes, blocks, activations, bias, out);
+                    }
+                });
+            }
+        }
+        group += count;
+    }
+}
+
+/// Computes `outputs`, the groups in `bytes` for the rows `rows` of `x`.
+///
+/// # Safety
+/// `bytes` must be the groups of `outputs`, of an int4 or int8 matrix with binary16 scales, blocks of 32, no
+/// zero points and the columns of `x`, which must have the rows `rows`. No other thread may access the
+/// outputs.
+#[inline(always)]
+pub(super) unsafe fn products<const INT4: bool>(
+    _simd: Avx512,
+    bytes: &[u8],
+    x: &QuantizedRows,
+    rows: Range<usize>,
+    outputs: &Outputs<'_>,
+) {
+    assert!(rows.end <= x.rows(), "rows {rows:?} of {}", x.rows());
+    let blocks = x.width().div_ceil(ACTIVATION_BLOCK);
+    let group_bytes = blocks * (32 + if INT4 { ROWS * 16 } else { ROWS * 32 });
+    let resident = (RESIDENT_BYTES / (blocks * ACTIVATION_BLOCK)).max(4) / 4 * 4;
+    for start in rows.clone().step_by(resident) {
+        let len = resident.min(rows.end - start);
+        let (fours, twos) = (start + len / 4 * 4, start + len / 2 * 2);
+        // SAFETY: `_simd` proves the CPU's support; the rest is passed on.
+        unsafe {
+            tiles::<INT4, 2, 4>(bytes, group_bytes, x, start..fours, outputs);
+            tiles::<INT4, 4, 2>(bytes, group_bytes, x, fours..twos, outputs);
+            // One after the other: memory is read fastest in one stream.
+            tiles::<INT4, 1, 1>(bytes, group_bytes, x, twos..start + len, outputs);
+        }
+    }
+}
