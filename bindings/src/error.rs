@@ -79,7 +79,10 @@ impl From<GenerateError> for NiwakiError {
         match error {
             GenerateError::Session(error) => error.into(),
             GenerateError::Text(error) => error.into(),
-            GenerateError::Sampling(_) => NiwakiError::InvalidArgument(chain(&error)),
+            GenerateError::Sampling(_) | GenerateError::Template(_) => {
+                NiwakiError::InvalidArgument(chain(&error))
+            }
+            GenerateError::DoesNotFit { .. } => NiwakiError::ContextFull(chain(&error)),
             _ => NiwakiError::Internal(chain(&error)),
         }
     }

@@ -65,8 +65,9 @@ impl From<&GenerationOptions> for GenerateOptions {
                 top_k: options.top_k.map(|k| k as usize),
                 top_p: options.top_p,
                 seed: options.seed,
+                ..Sampling::GREEDY
             },
-            stop_tokens: Vec::new(),
+            ..GenerateOptions::default()
         }
     }
 }
@@ -88,11 +89,15 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
     fn from(reason: Option<niwaki::FinishReason>) -> Self {
         match reason {
             Some(niwaki::FinishReason::MaxTokens) => FinishReason::MaxTokens,
-            Some(niwaki::FinishReason::EndOfText | niwaki::FinishReason::StopToken) => {
-                FinishReason::EndOfText
-            }
+            Some(
+                niwaki::FinishReason::EndOfText
+                | niwaki::FinishReason::StopToken
+                | niwaki::FinishReason::StopString,
+            ) => FinishReason::EndOfText,
             Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
-            Some(niwaki::FinishReason::Failed) | None => FinishReason::Stopped,
+            Some(niwaki::FinishReason::Cancelled | niwaki::FinishReason::Failed) | None => {
+                FinishReason::Stopped
+            }
         }
     }
 }

@@ -374,7 +374,10 @@ fn a_broken_tokenizer_is_a_typed_error() {
 
 fn generate(session: &mut Session, options: &GenerateOptions) -> (Vec<u32>, Option<FinishReason>) {
     let mut generation = session.generate(&[1, 2, 3], options);
-    let ids = generation.by_ref().map(|token| token.unwrap().id).collect();
+    let ids = generation
+        .by_ref()
+        .filter_map(|token| token.unwrap().id)
+        .collect();
     (ids, generation.finish_reason())
 }
 
@@ -409,6 +412,7 @@ fn a_seed_gives_the_same_tokens_and_another_seed_others() {
             top_k: Some(40),
             top_p: Some(0.95),
             seed,
+            ..Sampling::GREEDY
         };
         let options = GenerateOptions {
             max_new_tokens: 40,

@@ -114,6 +114,7 @@ fn a_seed_tells_the_same_story_everywhere() {
             top_k: Some(40),
             top_p: Some(0.95),
             seed: 7,
+            ..Sampling::GREEDY
         },
         ..GenerateOptions::default()
     };

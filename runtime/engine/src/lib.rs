@@ -25,15 +25,16 @@ mod model;
 mod text;
 
 pub use engine::{
-    Backing, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError, OpenOptions, Session,
-    SessionError,
+    Backing, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError,
+    OpenOptions, Session, SessionError,
 };
 pub use generate::{
-    Candidate, Candidates, FinishReason, GenerateError, GenerateOptions, Generation,
-    InvalidSampling, Random, Sampler, Sampling, SamplingStep, Token,
+    Candidate, Candidates, Chat, ChatRequest, ContextEnd, FinishReason, GenerateError,
+    GenerateOptions, Generation, InvalidSampling, Random, RepetitionPenalty, Reply, Sampler,
+    Sampling, SamplingStep, Token, TokenStream,
 };
 pub use model::{ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
-pub use text::{Detokenizer, TextError, Tokenizer};
+pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 
 pub use bundle::Verify;

@@ -20,6 +20,7 @@ fn sampling() -> impl Strategy<Value = Sampling> {
             top_k,
             top_p,
             seed,
+            ..Sampling::GREEDY
         })
 }
 
@@ -51,13 +52,13 @@ proptest! {
 
     #[test]
     fn top_1_takes_the_best(logits in logits(), temperature in 0.1f32..5.0, seed in any::<u64>()) {
-        let sampling = Sampling { temperature, top_k: Some(1), top_p: None, seed };
+        let sampling = Sampling { temperature, top_k: Some(1), seed, ..Sampling::GREEDY };
         prop_assert_eq!(draws(&sampling, &logits, 3), vec![ranking(&logits)[0]; 3]);
     }
 
     #[test]
     fn top_k_draws_from_the_k_best(logits in logits(), k in 1usize..20, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 2.0, top_k: Some(k), top_p: None, seed };
+        let sampling = Sampling { temperature: 2.0, top_k: Some(k), seed, ..Sampling::GREEDY };
         let ranking = ranking(&logits);
         let best = &ranking[..k.min(ranking.len())];
         prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| best.contains(id)));
@@ -65,7 +66,7 @@ proptest! {
 
     #[test]
     fn top_p_draws_from_the_fewest_that_reach_p(logits in logits(), p in 0.01f32..0.99, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 1.0, top_k: None, top_p: Some(p), seed };
+        let sampling = Sampling { temperature: 1.0, top_p: Some(p), seed, ..Sampling::GREEDY };
         let ranking = ranking(&logits);
         let best = f64::from(logits[ranking[0] as usize]);
         let weight = |id: &u32| (f64::from(logits[*id as usize]) - best).exp();
@@ -121,8 +122,8 @@ fn tokens_come_as_often_as_their_probability_says() {
     let sampling = Sampling {
         temperature: 1.0,
         top_k: Some(3),
-        top_p: None,
         seed: 5,
+        ..Sampling::GREEDY
     };
     let draws = draws(&sampling, &logits, 20_000);
     let share =

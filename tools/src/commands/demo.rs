@@ -148,6 +148,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
             top_k: Some(40),
             top_p: Some(0.95),
             seed: args.seed,
+            ..Sampling::GREEDY
         },
         ..GenerateOptions::default()
     };

@@ -85,6 +85,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
                 .filter(|&top_k| top_k > 0),
             top_p: args.top_p.or(defaults.top_p).or(Some(TOP_P)),
             seed: args.seed,
+            ..Sampling::from_defaults(defaults, args.seed)
         },
         ..GenerateOptions::default()
     };
@@ -117,7 +118,7 @@ pub(super) fn generate(
         if tokens.is_empty() {
             first_token_s = start.elapsed().as_secs_f64();
         }
-        tokens.push(token.id);
+        tokens.extend(token.id);
         text.push_str(&token.text);
         on_text(&token.text)?;
     }
@@ -127,8 +128,10 @@ pub(super) fn generate(
         finish_reason: match generation.finish_reason() {
             Some(FinishReason::EndOfText) => "end_of_text",
             Some(FinishReason::StopToken) => "stop_token",
+            Some(FinishReason::StopString) => "stop_string",
             Some(FinishReason::MaxTokens) => "max_new_tokens",
             Some(FinishReason::ContextFull) => "context_full",
+            Some(FinishReason::Cancelled) => "cancelled",
             Some(FinishReason::Failed) | None => "failed",
         },
         prompt_tokens: prompt.len(),

@@ -1,11 +1,13 @@
 //! Engines, sessions, and what they cost.
 
+mod cancellation;
 mod isa;
 mod memory_plan;
 mod open;
 mod session;
 mod threads;
 
+pub use cancellation::Cancellation;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use open::{Engine, OpenError, OpenOptions};
 pub use session::{Logits, LogitsFor, Session, SessionError};

@@ -1,5 +1,6 @@
 //! A context: tokens go in, logits come out.
 
+use super::cancellation::Cancellation;
 use super::open::Engine;
 use crate::kv::CacheError;
 use crate::model::{Decoder, ModelError, Profile};
@@ -76,9 +77,22 @@ pub enum SessionError {
     /// Keys and values could not be kept.
     #[error("keys and values cannot be kept: {0}")]
     Cache(String),
+    /// The work was cancelled.
+    #[error("the work was cancelled")]
+    Cancelled,
     /// An operator failed.
     #[error("the model cannot be run")]
-    Model(#[from] ModelError),
+    Model(#[source] ModelError),
+}
+
+impl From<ModelError> for SessionError {
+    fn from(error: ModelError) -> Self {
+        if error.is_cancelled() {
+            SessionError::Cancelled
+        } else {
+            SessionError::Model(error)
+        }
+    }
 }
 
 impl From<CacheError> for SessionError {
@@ -92,7 +106,8 @@ pub struct Session {
     engine: Engine,
     state: TypedSimpleState,
     chunk_tokens: usize,
-    len: usize,
+    /// The tokens in the context.
+    tokens: Vec<u32>,
 }
 
 impl Session {
@@ -101,7 +116,7 @@ impl Session {
             engine,
             state,
             chunk_tokens,
-            len: 0,
+            tokens: Vec::new(),
         }
     }
 
@@ -112,12 +127,17 @@ impl Session {
 
     /// Tokens in the context.
     pub fn len(&self) -> usize {
-        self.len
+        self.tokens.len()
     }
 
     /// Whether the context is empty.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.tokens.is_empty()
+    }
+
+    /// The tokens in the context, oldest first.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// Adds tokens to the context. Long prompts are computed in runs of bounded size; how tokens are split
@@ -130,6 +150,28 @@ impl Session {
         tokens: &[u32],
         logits_for: LogitsFor,
     ) -> Result<Logits, SessionError> {
+        self.append_under(tokens, logits_for, None)
+    }
+
+    /// As [`append`](Self::append), ending early when `cancellation` is cancelled.
+    ///
+    /// # Errors
+    /// [`SessionError::Cancelled`] and all that `append` gives; the context is then as it was before.
+    pub fn append_cancellable(
+        &mut self,
+        tokens: &[u32],
+        logits_for: LogitsFor,
+        cancellation: &Cancellation,
+    ) -> Result<Logits, SessionError> {
+        self.append_under(tokens, logits_for, Some(cancellation.clone()))
+    }
+
+    fn append_under(
+        &mut self,
+        tokens: &[u32],
+        logits_for: LogitsFor,
+        cancellation: Option<Cancellation>,
+    ) -> Result<Logits, SessionError> {
         let start = Instant::now();
         let vocabulary = self.engine.graph().vocabulary;
         self.check(tokens, vocabulary)?;
@@ -137,14 +179,39 @@ impl Session {
             LogitsFor::LastToken => 1,
             LogitsFor::EveryToken => tokens.len(),
         };
+        let chunk_tokens = match logits_for {
+            LogitsFor::LastToken => self.chunk_tokens,
+            LogitsFor::EveryToken => {
+                (LOGITS_TARGET_BYTES / 4 / vocabulary).clamp(1, self.chunk_tokens)
+            }
+        };
         let mut values = Vec::new();
         rows.checked_mul(vocabulary)
             .and_then(|count| values.try_reserve_exact(count).ok())
             .ok_or(SessionError::OutOfMemory { rows })?;
-        let before = self.len;
-        let result = self.run_chunks(tokens, logits_for, &mut values);
+        let before = self.tokens.len();
+        let turn = Decoder::turn(&mut self.state)?;
+        turn.cancellation = cancellation;
+        // Several runs may push keys and values out of a sliding window; going back needs them.
+        let windows = self
+            .engine
+            .graph()
+            .layers
+            .iter()
+            .any(|layer| layer.window.is_some());
+        let cache =
+            (windows && before > 0 && tokens.len() > chunk_tokens).then(|| turn.cache.clone());
+        let result = self.run_chunks(tokens, chunk_tokens, logits_for, &mut values);
+        let turn = Decoder::turn(&mut self.state)?;
+        turn.cancellation = None;
         if let Err(error) = result {
-            self.truncate(before)?;
+            match cache {
+                Some(cache) => turn.cache = cache,
+                None => {
+                    turn.cache.truncate(before);
+                }
+            }
+            self.tokens.truncate(before);
             return Err(error);
         }
         if let Some(profile) = &mut Decoder::turn(&mut self.state)?.profile {
@@ -158,10 +225,10 @@ impl Session {
             return Err(SessionError::NoTokens);
         }
         let context_tokens = self.engine.context_tokens();
-        if tokens.len() > context_tokens.saturating_sub(self.len) {
+        if tokens.len() > context_tokens.saturating_sub(self.tokens.len()) {
             return Err(SessionError::ContextFull {
                 context_tokens,
-                len: self.len,
+                len: self.tokens.len(),
                 added: tokens.len(),
             });
         }
@@ -182,16 +249,11 @@ impl Session {
     fn run_chunks(
         &mut self,
         tokens: &[u32],
+        chunk_tokens: usize,
         logits_for: LogitsFor,
         values: &mut Vec<f32>,
     ) -> Result<(), SessionError> {
         let vocabulary = self.engine.graph().vocabulary;
-        let chunk_tokens = match logits_for {
-            LogitsFor::LastToken => self.chunk_tokens,
-            LogitsFor::EveryToken => {
-                (LOGITS_TARGET_BYTES / 4 / vocabulary).clamp(1, self.chunk_tokens)
-            }
-        };
         let mut left = tokens.len();
         for chunk in tokens.chunks(chunk_tokens) {
             left -= chunk.len();
@@ -210,7 +272,7 @@ impl Session {
             let logits = logits.as_slice().unwrap_or_default();
             values.extend_from_slice(&logits[logits.len().saturating_sub(wanted * vocabulary)..]);
             Decoder::turn(&mut self.state)?.cache.advance(chunk.len());
-            self.len += chunk.len();
+            self.tokens.extend_from_slice(chunk);
         }
         Ok(())
     }
@@ -242,12 +304,27 @@ impl Session {
         let turn = Decoder::turn(&mut self.state)?;
         if len < turn.cache.len() && !turn.cache.truncate(len) {
             return Err(SessionError::Forgotten {
-                len: self.len,
+                len: self.tokens.len(),
                 target: len,
             });
         }
-        self.len = turn.cache.len();
+        self.tokens.truncate(len);
         Ok(())
+    }
+
+    /// Goes back to the longest beginning that the context has in common with `tokens`, and answers its length:
+    /// what is left of `tokens` is all that has to be appended. Starts over where sliding windows forgot what
+    /// going back needs.
+    ///
+    /// # Errors
+    /// [`SessionError::Model`] when the session's state was lost.
+    pub fn keep_common_prefix(&mut self, tokens: &[u32]) -> Result<usize, SessionError> {
+        let pairs = self.tokens.iter().zip(tokens);
+        let common = pairs.take_while(|(here, there)| here == there).count();
+        match self.truncate(common) {
+            Err(SessionError::Forgotten { .. }) => self.reset().map(|()| 0),
+            done => done.map(|()| common),
+        }
     }
 
     /// Forgets everything.
@@ -267,7 +344,7 @@ impl Session {
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
-            .field("len", &self.len)
+            .field("len", &self.len())
             .finish_non_exhaustive()
     }
 }

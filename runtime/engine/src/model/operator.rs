@@ -19,6 +19,18 @@ use tract_core::ops::EvalOp;
 #[error("{0:#}")]
 pub struct ModelError(#[from] TractError);
 
+/// What an operator fails with when the run was cancelled.
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled")]
+struct Cancelled;
+
+impl ModelError {
+    /// Whether it is no failure: the run was cancelled.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.root_cause().is::<Cancelled>()
+    }
+}
+
 /// A plan that computes logits from token ids. Shared by all sessions of an engine.
 pub(crate) struct Decoder {
     plan: Arc<TypedSimplePlan>,
@@ -181,6 +193,11 @@ impl EvalOp for Operator {
             .and_then(|shared| shared.get::<RefCell<Turn>>())
             .context("no turn")?;
         let mut turn = turn.try_borrow_mut()?;
+        if let Some(cancellation) = &turn.cancellation
+            && !cancellation.begin_operator()
+        {
+            return Err(Cancelled.into());
+        }
         let start = turn.profile.is_some().then(Instant::now);
         let output = compute(
             self.node()?,

@@ -2,6 +2,7 @@
 
 use super::profile::Profile;
 use super::value_pool::ValuePool;
+use crate::engine::Cancellation;
 use crate::graph::{Graph, RopeTable};
 use crate::kv::KvCache;
 use niwaki_kernels::{QuantizedRows, RopeTables, Rows, rope_angles};
@@ -16,6 +17,8 @@ pub(crate) struct Turn {
     pub(crate) values: ValuePool,
     /// Filled while it is there.
     pub(crate) profile: Option<Profile>,
+    /// What can stop the run before its next operator.
+    pub(crate) cancellation: Option<Cancellation>,
     angles: Vec<Angles>,
 }
 
@@ -45,6 +48,7 @@ impl Turn {
             scratch: QuantizedRows::new(),
             values: ValuePool::default(),
             profile: None,
+            cancellation: None,
             angles,
         }
     }

@@ -27,6 +27,11 @@ pub enum TextError {
     /// The text could not be encoded.
     #[error("the text cannot be encoded with this tokenizer")]
     Encode,
+    /// The model has no tokenizer.
+    #[error(
+        "the model has no tokenizer; put tokenizer.json beside the export and build the bundle again"
+    )]
+    NoTokenizer,
     /// The tokenizer's decoder cannot run token by token.
     #[error(
         "the tokenizer's decoder {0} is not supported: its tokens cannot be turned into text one by one"
