@@ -31,6 +31,7 @@ help_of! {
     eval: "eval";
     bench: "bench";
     run: "run";
+    chat: "chat";
     logits: "logits";
     demo: "demo";
 }

@@ -408,6 +408,9 @@ fn generation_defaults(export: &Export) -> GenerationDefaults {
             .or(search["top_k"].as_u64())
             .and_then(|k| usize::try_from(k).ok()),
         top_p: number("top_p"),
+        min_p: number("min_p"),
+        repetition_penalty: number("repetition_penalty").filter(|factor| *factor != 1.0),
+        special_tokens: export.special_tokens(),
     }
 }
 

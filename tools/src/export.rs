@@ -2,6 +2,7 @@
 
 use crate::lower::ModelFacts;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Largest configuration file that is read, in bytes.
@@ -142,7 +143,7 @@ impl Export {
         let computed = hidden
             .zip(heads)
             .and_then(|(hidden, heads)| hidden.checked_div(heads));
-        let mut sizes = std::collections::BTreeSet::new();
+        let mut sizes = BTreeSet::new();
         for value in [text, decoder] {
             if let Value::Object(fields) = value {
                 sizes.extend(fields.values().filter_map(size));
@@ -203,6 +204,24 @@ impl Export {
         ]
         .into_iter()
         .find_map(token_id)
+    }
+
+    /// The special tokens' texts by the names that chat templates know them by.
+    pub fn special_tokens(&self) -> BTreeMap<String, String> {
+        let text = |name: &str| {
+            let token = &self.tokenizer_config[name];
+            token.as_str().or_else(|| token["content"].as_str())
+        };
+        [
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "pad_token",
+            "sep_token",
+        ]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), text(name)?.to_owned())))
+        .collect()
     }
 
     /// Licences that the export names.
@@ -340,6 +359,31 @@ mod tests {
             None
         );
         assert_eq!(export(json!({ "bos_token": null })).begin_token_id(), None);
+    }
+
+    #[test]
+    fn special_tokens_are_texts_or_objects_with_one() {
+        let tokens = export(json!({
+            "bos_token": "<s>", "eos_token": { "content": "</s>", "special": true }, "pad_token": null
+        }))
+        .special_tokens();
+        let expected = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        assert_eq!(
+            tokens,
+            expected
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .into()
+        );
+    }
+
+    #[test]
+    fn the_default_of_several_chat_templates_is_taken() {
+        let named = json!([
+            { "name": "rag", "template": "no" }, { "name": "default", "template": "yes" }
+        ]);
+        assert_eq!(default_template(&named).as_deref(), Some("yes"));
+        assert_eq!(default_template(&json!("text")).as_deref(), Some("text"));
+        assert_eq!(default_template(&Value::Null), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What sampling promises.
 #![allow(clippy::unwrap_used)]
 
-use niwaki::{Candidates, Sampler, Sampling, SamplingStep};
+use niwaki::{Candidates, RepetitionPenalty, Sampler, Sampling, SamplingStep};
 use proptest::prelude::*;
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {
@@ -79,6 +79,47 @@ proptest! {
             wanted
         }).collect();
         prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| kept.contains(id)));
+    }
+
+    #[test]
+    fn min_p_draws_from_those_with_a_share_of_the_best(logits in logits(), p in 0.001f32..=1.0, seed in any::<u64>()) {
+        let sampling = Sampling { temperature: 1.0, min_p: Some(p), seed, ..Sampling::GREEDY };
+        let best = f64::from(logits[ranking(&logits)[0] as usize]);
+        // Rounding may go either way at the edge.
+        let kept = |id: &u32| (f64::from(logits[*id as usize]) - best).exp() >= f64::from(p) * (1.0 - 1e-9);
+        prop_assert!(draws(&sampling, &logits, 50).iter().all(kept));
+    }
+
+    #[test]
+    fn the_repetition_penalty_is_that_of_transformers(
+        logits in logits(), factor in 0.5f32..3.0, context in proptest::collection::vec(0u32..300, 0..20),
+        last_tokens in proptest::option::of(0usize..10)
+    ) {
+        let penalty = RepetitionPenalty { factor, last_tokens };
+        let sampling = Sampling { repetition_penalty: Some(penalty), ..Sampling::GREEDY };
+        let mut sampler = Sampler::new(&sampling).unwrap();
+        context.iter().for_each(|token| sampler.accept(*token));
+        // RepetitionPenaltyLogitsProcessor: score < 0 is multiplied, others are divided; once per token.
+        let mut expected = logits.clone();
+        let from = context.len() - last_tokens.unwrap_or(context.len()).min(context.len());
+        for (id, logit) in (0u32..).zip(&mut expected) {
+            if context[from..].contains(&id) {
+                *logit = if *logit < 0.0 { *logit * factor } else { *logit / factor };
+            }
+        }
+        prop_assert_eq!(sampler.sample(&logits), Some(ranking(&expected)[0]));
+    }
+
+    #[test]
+    fn greedy_finds_the_first_of_the_best_wherever_it_is(
+        len in 1usize..5000, at in any::<prop::sample::Index>(), undefined in any::<prop::sample::Index>()
+    ) {
+        let (at, undefined) = (at.index(len), undefined.index(len));
+        let mut logits: Vec<f32> = (0..len).map(|i| -((i * 7919 % 4093) as f32)).collect();
+        logits[undefined] = f32::NAN;
+        logits[at] = 1.0;
+        logits[len - 1] = 1.0;
+        prop_assert_eq!(draws(&Sampling::GREEDY, &logits, 1)[0] as usize, at);
     }
 
     #[test]

@@ -95,6 +95,13 @@ pub(super) enum CommandError {
     /// Generation stopped.
     #[error("generation stopped")]
     Generate(#[source] niwaki::GenerateError),
+    /// There is no chat template that works.
+    #[error("cannot chat with the template of {}", path.display())]
+    Template {
+        path: PathBuf,
+        #[source]
+        source: niwaki::TemplateError,
+    },
     /// The calls are not the JSON they should be.
     #[error("{} is not a list of calls", path.display())]
     CallsSyntax {
@@ -155,6 +162,10 @@ impl CommandError {
             }
             CommandError::NotABundle { .. } => "make one with niwaki build",
             CommandError::TestTooLong { .. } => "ask for shorter prompts or a smaller depth",
+            CommandError::Template {
+                source: niwaki::TemplateError::Missing,
+                ..
+            } => "give a template with --template FILE, or continue a text with `niwaki run`",
             CommandError::NoBos { .. } => "choose --bos none",
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"

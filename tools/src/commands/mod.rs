@@ -2,9 +2,11 @@
 
 mod bench;
 mod build;
+mod chat;
 mod demo;
 mod error;
 mod eval;
+mod generation;
 mod inspect;
 mod logits;
 mod model;
@@ -56,6 +58,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Bench(bench::BenchArgs),
     Run(run::RunArgs),
+    Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
     Demo(demo::DemoArgs),
 }
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

@@ -1,5 +1,6 @@
-//! Output files that appear whole or not at all, also when the user presses Ctrl-C.
+//! Output files that appear whole or not at all, and what Ctrl-C does.
 
+use niwaki::Cancellation;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,28 @@ impl Staging {
     }
 }
 
+/// What Ctrl-C cancels instead of ending the program.
+static INTERRUPTIBLE: Mutex<Option<Cancellation>> = Mutex::new(None);
+
+/// As long as this lives, the first Ctrl-C cancels something and nothing else.
+pub(super) struct Interruptible(());
+
+/// Lets Ctrl-C cancel this instead of ending the program.
+pub(super) fn cancel_on_interrupt(cancellation: &Cancellation) -> Interruptible {
+    *interruptible() = Some(cancellation.clone());
+    Interruptible(())
+}
+
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        *interruptible() = None;
+    }
+}
+
+fn interruptible() -> MutexGuard<'static, Option<Cancellation>> {
+    INTERRUPTIBLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// From now on Ctrl-C, and being asked to end, removes what is staged first.
 #[cfg(unix)]
 pub(super) fn clean_up_on_interrupt() {
@@ -132,7 +155,13 @@ pub(super) fn clean_up_on_interrupt() {
         return;
     };
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if signal == SIGINT
+                && let Some(cancellation) = interruptible().take()
+            {
+                cancellation.cancel();
+                continue;
+            }
             for directory in staged().drain(..) {
                 let _ = std::fs::remove_dir_all(directory);
             }
