@@ -2,18 +2,18 @@
 
 use crate::attention::{AttentionOptions, attend};
 use crate::dispatch::{Supported, Work};
-use crate::format::Matrix;
+use crate::format::{Matrix, ROWS};
 use crate::functions::{self, Activation};
 use crate::isa::Isa;
-use crate::lanes::{Lanes, Simd, map, map2};
+use crate::lanes::{Lanes, Simd, map, map2, update};
 use crate::matmul::{float_groups, quantized_groups};
 use crate::norm::{Norm, normalize};
 use crate::pool::ThreadPool;
-use crate::quantized::{QuantizedRows, quantize_row};
+use crate::quantized::QuantizedRows;
 use crate::rope::{PairLayout, RopeTables, rotate_row};
 use crate::rows::{Rows, RowsMut, SharedRows};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The kernels for one instruction set, on one thread pool.
@@ -23,7 +23,7 @@ use thiserror::Error;
 /// is computed alone or with others, as long as no infinity or NaN appears.
 #[derive(Clone, Debug)]
 pub struct Kernels {
-    isa: Supported,
+    pub(crate) isa: Supported,
     pool: Arc<ThreadPool>,
 }
 
@@ -37,6 +37,9 @@ const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// Multiply-adds that a matrix task handles at least, for the same reason.
 const PRODUCTS_PER_TASK: usize = 64 * 1024;
+
+/// Parts of a thread's share of a matrix: what another thread can take over when it is done before.
+const TASKS_PER_THREAD: usize = 4;
 
 impl Kernels {
     /// Kernels for `isa`.
@@ -58,29 +61,6 @@ impl Kernels {
         &self.pool
     }
 
-    /// Quantizes activations to 8 bits in blocks of 32 columns.
-    pub fn quantize(&self, x: &Rows<'_>, out: &mut QuantizedRows) {
-        struct Quantize<'a, 'b>(&'a [f32], &'a mut crate::quantized::QuantizedRow<'b>);
-        impl Work for Quantize<'_, '_> {
-            #[inline(always)]
-            fn run<S: Simd>(self, simd: S) {
-                quantize_row(simd, self.0, self.1);
-            }
-        }
-        out.resize(x.rows(), x.width());
-        if x.rows() * x.width() < 2 * ELEMENTS_PER_TASK {
-            for (index, mut row) in out.rows_mut().enumerate() {
-                self.isa.run(Quantize(x.row(index), &mut row));
-            }
-        } else {
-            let rows: Vec<_> = out.rows_mut().map(Mutex::new).collect();
-            self.pool.run(rows.len(), |index| {
-                let mut row = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
-                self.isa.run(Quantize(x.row(index), &mut row));
-            });
-        }
-    }
-
     /// `out = x matrix^T + bias`: quantizes `x` into `scratch` first if the matrix is quantized.
     pub fn matmul(
         &self,
@@ -94,9 +74,7 @@ impl Kernels {
             self.quantize(x, scratch);
             return self.matmul_quantized(matrix, scratch, bias, out);
         }
-        assert_eq!(x.width(), matrix.cols(), "columns of the activations");
-        let input = MatmulInput::Float(x);
-        self.matmul_groups(matrix, input, x.rows(), bias, out);
+        self.matmul_add(matrix, MatmulInput::Float(x), bias, None, out);
     }
 
     /// `out = x matrix^T + bias` for activations that were quantized before, of a quantized matrix.
@@ -108,40 +86,54 @@ impl Kernels {
         bias: Option<&[f32]>,
         out: &mut RowsMut<'_>,
     ) {
-        assert!(
-            matrix.format().is_quantized(),
-            "quantized activations of a float matrix"
-        );
-        assert_eq!(x.width(), matrix.cols(), "columns of the activations");
-        self.matmul_groups(matrix, MatmulInput::Quantized(x), x.rows(), bias, out);
+        self.matmul_add(matrix, MatmulInput::Quantized(x), bias, None, out);
     }
 
-    fn matmul_groups(
+    /// `out = x matrix^T + bias`, then `out = residual + scale * out`, rounded as
+    /// [`add_scaled`](Self::add_scaled) does.
+    pub fn matmul_add(
         &self,
         matrix: &Matrix<'_>,
-        input: MatmulInput<'_>,
-        rows: usize,
+        x: MatmulInput<'_>,
         bias: Option<&[f32]>,
+        residual: Option<Residual<'_>>,
         out: &mut RowsMut<'_>,
     ) {
+        let (rows, width, quantized) = match x {
+            MatmulInput::Float(x) => (x.rows(), x.width(), false),
+            MatmulInput::Quantized(x) => (x.rows(), x.width(), true),
+        };
+        assert_eq!(
+            matrix.format().is_quantized(),
+            quantized,
+            "a quantized matrix takes quantized activations, a float matrix floats"
+        );
+        assert_eq!(width, matrix.cols(), "columns of the activations");
         assert_eq!(out.rows(), rows, "rows of the output");
         assert_eq!(out.width(), matrix.rows(), "columns of the output");
         if let Some(bias) = bias {
             assert_eq!(bias.len(), matrix.rows(), "length of the bias");
         }
+        if let Some(Residual { rows, .. }) = residual {
+            let shape = (rows.rows(), rows.width());
+            assert_eq!(shape, (out.rows(), out.width()), "shape of the residual");
+        }
         let groups = matrix.groups();
         let out = out.shared();
-        let products = rows * matrix.cols() * 16;
-        let per_task = PRODUCTS_PER_TASK.div_ceil(products.max(1)).max(1);
-        let even = groups.div_ceil(self.pool.threads() * 4);
-        let per_task = per_task.max(even.next_multiple_of(4).min(groups)).max(1);
-        self.pool.run(groups.div_ceil(per_task), |task| {
-            let start = task * per_task;
-            let groups = start..(start + per_task).min(groups);
+        // Shares are even to a pair of groups: a thread more or less would wait for the last.
+        let pairs = groups.div_ceil(2);
+        let products = rows * matrix.cols() * groups * ROWS;
+        let threads = self.pool.threads();
+        let tasks = (products / PRODUCTS_PER_TASK).min(threads * TASKS_PER_THREAD);
+        let tasks = (tasks / threads * threads).clamp(1, pairs.max(1));
+        let boundary = |task: usize| (pairs * task / tasks * 2).min(groups);
+        self.pool.run(tasks, |task| {
+            let groups = boundary(task)..boundary(task + 1);
             self.isa.run(MatmulGroups {
                 matrix,
-                input,
+                input: x,
                 bias,
+                residual,
                 out,
                 groups,
             });
@@ -401,7 +393,7 @@ impl Kernels {
     }
 }
 
-fn check_same(a: &Rows<'_>, b: &Rows<'_>) {
+pub(crate) fn check_same(a: &Rows<'_>, b: &Rows<'_>) {
     assert_eq!(
         (a.rows(), a.width()),
         (b.rows(), b.width()),
@@ -410,10 +402,21 @@ fn check_same(a: &Rows<'_>, b: &Rows<'_>) {
 }
 
 /// Activations of a matrix product.
-#[derive(Clone, Copy)]
-enum MatmulInput<'a> {
+#[derive(Clone, Copy, Debug)]
+pub enum MatmulInput<'a> {
+    /// For a float matrix.
     Float(&'a Rows<'a>),
+    /// For a quantized matrix.
     Quantized(&'a QuantizedRows),
+}
+
+/// What the scaled result of a matrix product is added to.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'a> {
+    /// As many rows and columns as the result has.
+    pub rows: &'a Rows<'a>,
+    /// Factor on the result.
+    pub scale: f32,
 }
 
 /// Row groups of a matrix product that no other task computes.
@@ -421,6 +424,7 @@ struct MatmulGroups<'a> {
     matrix: &'a Matrix<'a>,
     input: MatmulInput<'a>,
     bias: Option<&'a [f32]>,
+    residual: Option<Residual<'a>>,
     out: SharedRows<'a>,
     groups: Range<usize>,
 }
@@ -432,15 +436,27 @@ impl Work for MatmulGroups<'_> {
             matrix,
             input,
             bias,
+            residual,
             out,
             groups,
         } = self;
+        let columns = groups.start * ROWS..(groups.end * ROWS).min(matrix.rows());
         // SAFETY: tasks have disjoint groups, so disjoint columns.
         #[allow(unsafe_code)]
         unsafe {
             match input {
                 MatmulInput::Float(x) => float_groups(simd, matrix, x, bias, &out, groups),
                 MatmulInput::Quantized(x) => quantized_groups(simd, matrix, x, bias, &out, groups),
+            }
+        }
+        if let Some(Residual { rows, scale }) = residual {
+            let scale = simd.splat(scale);
+            for row in 0..rows.rows() {
+                let a = &rows.row(row)[columns.clone()];
+                // SAFETY: as above, and the products are done with them.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.segment(row, columns.start, columns.len()) };
+                update!(simd, out, |product, a| product.fma(scale, a));
             }
         }
     }
@@ -492,6 +508,7 @@ macro_rules! with_activation {
         $map
     }};
 }
+pub(crate) use with_activation;
 
 work!(ActivationRow<'a> { activation: Activation, x: &'a [f32], out: &'a mut [f32] } |simd| {
     with_activation!(activation, |function| map!(simd, out, |x| function(x)))

@@ -144,6 +144,16 @@ pub(crate) fn load_part<S: Simd>(simd: S, x: &[f32], fill: f32) -> S::F {
     simd.load(&lanes)
 }
 
+/// 16 floats from column `start` of `x` on; the lanes after its end are `fill`.
+#[inline(always)]
+pub(crate) fn load_at<S: Simd>(simd: S, x: &[f32], start: usize, fill: f32) -> S::F {
+    let rest = x.get(start..).unwrap_or_default();
+    match rest.first_chunk() {
+        Some(full) => simd.load(full),
+        None => load_part(simd, rest, fill),
+    }
+}
+
 /// Writes the first lanes, as many as `out` has room for.
 #[inline(always)]
 pub(crate) fn store_part<V: Lanes>(v: V, out: &mut [f32]) {

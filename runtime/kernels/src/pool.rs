@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,6 +14,10 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(100);
 
 /// A fixed set of threads.
+///
+/// Between jobs a worker looks for the next one for 100 microseconds, then it sleeps: it neither misses a token
+/// nor burns a battery. An app in the background computes nothing, so all workers sleep and nothing holds a lock.
+/// Several sessions share a pool: while one's job runs, the others' run on their own threads.
 ///
 /// Results never depend on the number of threads: tasks write disjoint outputs.
 #[derive(Debug)]
@@ -30,17 +35,63 @@ pub struct ThreadPool {
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next_task: AtomicUsize,
+    /// The tasks of each thread, the caller's first.
+    queues: Box<[Queue]>,
     panicked: AtomicBool,
     stop: AtomicBool,
-    sleepers: Mutex<usize>,
+    /// Threads that sleep or are about to.
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
     wake: Condvar,
 }
 
 #[derive(Clone, Copy)]
 struct Job {
     run: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
+}
+
+/// Consecutive tasks, `end << 32 | next`: their owner takes them from the front, others steal from the back.
+/// So each thread reads one stretch of a matrix, and whoever is done first helps.
+///
+/// On cache lines of its own.
+#[repr(align(128))]
+struct Queue(AtomicU64);
+
+impl Queue {
+    fn set(&self, tasks: Range<u32>) {
+        let tasks = u64::from(tasks.end) << 32 | u64::from(tasks.start);
+        // Published by the job's state.
+        self.0.store(tasks, Ordering::Relaxed);
+    }
+
+    fn pop_front(&self) -> Option<u32> {
+        self.pop(|tasks| (tasks.start, tasks.start + 1..tasks.end))
+    }
+
+    fn pop_back(&self) -> Option<u32> {
+        self.pop(|tasks| (tasks.end - 1, tasks.start..tasks.end - 1))
+    }
+
+    /// The task and the tasks left that `take` answers for those that are there.
+    fn pop(&self, take: impl Fn(Range<u32>) -> (u32, Range<u32>)) -> Option<u32> {
+        let mut packed = self.0.load(Ordering::Relaxed);
+        loop {
+            let tasks = packed as u32..(packed >> 32) as u32;
+            if tasks.is_empty() {
+                return None;
+            }
+            let (task, left) = take(tasks);
+            let left = u64::from(left.end) << 32 | u64::from(left.start);
+            // What a task reads and writes is ordered by joining and leaving the job.
+            match self
+                .0
+                .compare_exchange_weak(packed, left, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return Some(task),
+                Err(now) => packed = now,
+            }
+        }
+    }
 }
 
 const OPEN: u64 = 1 << 31;
@@ -68,10 +119,13 @@ impl ThreadPool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next_task: AtomicUsize::new(0),
+            queues: (0..threads.max(1))
+                .map(|_| Queue(AtomicU64::new(0)))
+                .collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            sleepers: Mutex::new(0),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
         let spawn = |index| {
@@ -79,7 +133,7 @@ impl ThreadPool {
             let name = format!("niwaki-{index}");
             std::thread::Builder::new()
                 .name(name)
-                .spawn(move || shared.work())
+                .spawn(move || shared.work(index))
                 .ok()
         };
         let workers = (1..threads).map_while(spawn).collect();
@@ -102,6 +156,9 @@ impl ThreadPool {
     /// If a task panics.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         let alone = || (0..tasks).for_each(&task);
+        let Ok(count) = u32::try_from(tasks) else {
+            return alone();
+        };
         if tasks < 2 || self.workers.is_empty() {
             return alone();
         }
@@ -112,10 +169,12 @@ impl ThreadPool {
         // SAFETY: only the lifetime is erased. Workers use the pointer between joining and leaving the
         // job, and `finish` returns only after the last one left, before `task` is dropped.
         let run: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(run) };
-        let job = Job { run, tasks };
-        self.shared.start(job);
+        let job = Job { run };
+        self.shared.start(job, count, self.threads());
         // SAFETY: `task` is alive: it is an argument of this call.
-        let result = catch_unwind(AssertUnwindSafe(|| unsafe { self.shared.run_tasks(job) }));
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe {
+            self.shared.run_tasks(job, 0)
+        }));
         self.shared.finish();
         if let Err(panic) = result {
             resume_unwind(panic);
@@ -129,7 +188,8 @@ impl ThreadPool {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
+        // SeqCst as for a job's state.
+        self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake_all();
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its tasks.
@@ -139,11 +199,14 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
-    fn start(&self, job: Job) {
+    fn start(&self, job: Job, tasks: u32, threads: usize) {
         // SAFETY: the pool's `running` lock is held, the last job was closed and everybody left it, so
         // nobody reads `job`.
         unsafe { *self.job.get() = Some(job) };
-        self.next_task.store(0, Ordering::Relaxed);
+        let share = |thread: usize| (u64::from(tasks) * thread as u64 / threads as u64) as u32;
+        for (thread, queue) in self.queues.iter().take(threads).enumerate() {
+            queue.set(share(thread)..share(thread + 1));
+        }
         self.panicked.store(false, Ordering::Relaxed);
         let epoch = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         // SeqCst pairs with `sleep`: either the worker sees the new epoch or we see the sleeper.
@@ -165,28 +228,34 @@ impl Shared {
     }
 
     fn wake_all(&self) {
-        let sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        if *sleepers > 0 {
+        // Between the kernels of a token nobody sleeps, and nothing is locked.
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // A thread that counted itself but does not wait yet holds the lock.
+            drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
         }
     }
 
     /// # Safety
     /// The closure of `job` must be alive.
-    unsafe fn run_tasks(&self, job: Job) {
+    unsafe fn run_tasks(&self, job: Job, thread: usize) {
         // SAFETY: the caller's promise.
         let run = unsafe { &*job.run };
-        loop {
-            let index = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if index >= job.tasks {
-                return;
+        let (before, own) = self.queues.split_at(thread);
+        if let Some(own) = own.first() {
+            while let Some(task) = own.pop_front() {
+                run(task as usize);
             }
-            run(index);
+        }
+        for other in own.iter().skip(1).chain(before) {
+            while let Some(task) = other.pop_back() {
+                run(task as usize);
+            }
         }
     }
 
     /// The life of a worker.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         while let Some(state) = self.next_job(seen) {
             seen = state >> 32;
@@ -197,7 +266,7 @@ impl Shared {
             // this thread leaves.
             let result = catch_unwind(AssertUnwindSafe(|| unsafe {
                 if let Some(job) = *self.job.get() {
-                    self.run_tasks(job);
+                    self.run_tasks(job, thread);
                 }
             }));
             if result.is_err() {
@@ -247,21 +316,64 @@ impl Shared {
                 break;
             }
         }
-        let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        *sleepers += 1;
+        let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
         let state = loop {
-            if self.stop.load(Ordering::Acquire) {
+            if self.stop.load(Ordering::SeqCst) {
                 break None;
             }
             if let Some(state) = fresh() {
                 break Some(state);
             }
-            sleepers = self
+            sleep = self
                 .wake
-                .wait(sleepers)
+                .wait(sleep)
                 .unwrap_or_else(PoisonError::into_inner);
         };
-        *sleepers -= 1;
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
         state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_threads_sleep() {
+        let pool = ThreadPool::new(3);
+        for _ in 0..3 {
+            pool.run(30, |_| {});
+            // Hangs if a thread goes on looking for work.
+            while pool.shared.sleepers.load(Ordering::SeqCst) < 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_gives_each_task_once_from_either_end() {
+        let queue = Queue(AtomicU64::new(0));
+        assert_eq!(queue.pop_front(), None);
+        queue.set(3..6);
+        let taken = [queue.pop_front(), queue.pop_back(), queue.pop_front()];
+        assert_eq!(taken, [Some(3), Some(5), Some(4)]);
+        assert_eq!((queue.pop_front(), queue.pop_back()), (None, None));
+    }
+
+    #[test]
+    fn one_thread_that_is_held_up_does_not_hold_up_the_others() {
+        let pool = ThreadPool::new(2);
+        let others = AtomicUsize::new(0);
+        // The caller's first task waits for all others, those behind it in its own queue among them: without
+        // stealing it would wait for ever.
+        pool.run(20, |task| {
+            if task > 0 {
+                others.fetch_add(1, Ordering::SeqCst);
+            }
+            while task == 0 && others.load(Ordering::SeqCst) < 19 {
+                std::thread::yield_now();
+            }
+        });
     }
 }

@@ -1,7 +1,10 @@
 //! Activations as 8-bit integers.
 
 use crate::format::ACTIVATION_BLOCK;
-use crate::lanes::{IntLanes, Lanes, Simd, load_part};
+use crate::lanes::{IntLanes, Lanes, Simd};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::slice::from_raw_parts_mut;
 
 /// Rows of activations, quantized in blocks of 32 columns: a reusable buffer.
 ///
@@ -25,15 +28,14 @@ impl QuantizedRows {
         Self::default()
     }
 
-    /// Makes room for `rows x width` activations and returns the parts of each row.
-    pub(crate) fn resize(&mut self, rows: usize, width: usize) -> usize {
+    /// Makes room for `rows x width` activations.
+    pub(crate) fn resize(&mut self, rows: usize, width: usize) {
         let blocks = width.div_ceil(ACTIVATION_BLOCK);
         (self.rows, self.width, self.blocks) = (rows, width, blocks);
         self.values.resize(rows * blocks * ACTIVATION_BLOCK, 0);
         self.scales.resize(rows * blocks, 0.0);
         self.sums.resize(rows * blocks, 0);
         self.half_sums.resize(rows * blocks * 2, 0);
-        blocks
     }
 
     /// Number of rows.
@@ -75,63 +77,123 @@ impl QuantizedRows {
         &self.half_sums[row * self.blocks * 2..][..self.blocks * 2]
     }
 
-    /// The rows, each with its own part of the buffers, for writing.
-    pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = QuantizedRow<'_>> {
-        let blocks = self.blocks.max(1);
-        self.values
-            .chunks_mut(blocks * ACTIVATION_BLOCK)
-            .zip(self.scales.chunks_mut(blocks))
-            .zip(self.sums.chunks_mut(blocks))
-            .zip(self.half_sums.chunks_mut(blocks * 2))
-            .map(|(((values, scales), sums), half_sums)| QuantizedRow {
+    /// A handle through which several threads write disjoint parts.
+    pub(crate) fn shared(&mut self) -> SharedQuantizedRows<'_> {
+        SharedQuantizedRows {
+            rows: self.rows,
+            blocks: self.blocks,
+            values: self.values.as_mut_ptr().cast(),
+            scales: self.scales.as_mut_ptr(),
+            sums: self.sums.as_mut_ptr(),
+            half_sums: self.half_sums.as_mut_ptr().cast(),
+            borrow: PhantomData,
+        }
+    }
+}
+
+/// Rows of a [`QuantizedRows`] that several threads write at once, each its own blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedQuantizedRows<'a> {
+    rows: usize,
+    blocks: usize,
+    values: *mut BlockValues,
+    scales: *mut f32,
+    sums: *mut i32,
+    half_sums: *mut [i32; 2],
+    borrow: PhantomData<&'a mut QuantizedRows>,
+}
+
+/// Integers of a block.
+type BlockValues = [[i8; 16]; 2];
+
+// SAFETY: the pointers are only used by `row`, whose callers write disjoint parts of memory that is
+// exclusively borrowed for `'a`; numbers are Send.
+#[allow(unsafe_code)]
+unsafe impl Send for SharedQuantizedRows<'_> {}
+// SAFETY: as for Send.
+#[allow(unsafe_code)]
+unsafe impl Sync for SharedQuantizedRows<'_> {}
+
+impl<'a> SharedQuantizedRows<'a> {
+    /// Blocks `blocks` of row `row`, for writing.
+    ///
+    /// # Safety
+    /// No block may be in two results that are alive at the same time.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn row(&self, row: usize, blocks: Range<usize>) -> QuantizedRow<'a> {
+        assert!(row < self.rows && blocks.start <= blocks.end && blocks.end <= self.blocks);
+        let (start, len) = (row * self.blocks + blocks.start, blocks.len());
+        // SAFETY: `resize` made room for `rows * blocks` blocks in each buffer, the line above says that these
+        // are among them; arrays of numbers are laid out like the numbers; exclusiveness is the caller's promise.
+        unsafe {
+            QuantizedRow {
+                values: from_raw_parts_mut(self.values.add(start), len),
+                scales: from_raw_parts_mut(self.scales.add(start), len),
+                sums: from_raw_parts_mut(self.sums.add(start), len),
+                half_sums: from_raw_parts_mut(self.half_sums.add(start), len),
+            }
+        }
+    }
+}
+
+/// Blocks of one row of a [`QuantizedRows`], for writing.
+pub(crate) struct QuantizedRow<'a> {
+    values: &'a mut [BlockValues],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    half_sums: &'a mut [[i32; 2]],
+}
+
+/// One block of 32 columns, for writing.
+pub(crate) struct QuantizedBlock<'a> {
+    values: &'a mut BlockValues,
+    scale: &'a mut f32,
+    sum: &'a mut i32,
+    half_sums: &'a mut [i32; 2],
+}
+
+impl<'a> QuantizedRow<'a> {
+    /// The blocks in ascending columns.
+    #[inline(always)]
+    pub(crate) fn blocks(self) -> impl Iterator<Item = QuantizedBlock<'a>> {
+        let integers = self.values.iter_mut().zip(self.scales);
+        let sums = self.sums.iter_mut().zip(self.half_sums);
+        integers
+            .zip(sums)
+            .map(|((values, scale), (sum, half_sums))| QuantizedBlock {
                 values,
-                scales,
-                sums,
+                scale,
+                sum,
                 half_sums,
             })
     }
 }
 
-/// One row of a [`QuantizedRows`], for writing.
-pub(crate) struct QuantizedRow<'a> {
-    values: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums: &'a mut [i32],
-    half_sums: &'a mut [i32],
-}
-
-/// Quantizes one row: per block of 32, `d = amax / 127`, `q = round(x * (1 / d))`.
-///
-/// A block whose `d` is below the smallest normal number becomes zero, with `d = 0`.
-#[inline(always)]
-pub(crate) fn quantize_row<S: Simd>(simd: S, x: &[f32], out: &mut QuantizedRow<'_>) {
-    let values = out.values.as_chunks_mut::<16>().0.as_chunks_mut::<2>().0;
-    let half_sums = out.half_sums.as_chunks_mut::<2>().0;
-    let outs = values
-        .iter_mut()
-        .zip(&mut *out.scales)
-        .zip(&mut *out.sums)
-        .zip(half_sums);
-    for (x, (((values, scale), sum), half_sums)) in x.chunks(ACTIVATION_BLOCK).zip(outs) {
-        let (first, second) = match x.as_chunks::<16>().0 {
-            [first, second] => (simd.load(first), simd.load(second)),
-            _ => {
-                let (first, second) = x.split_at(x.len().min(16));
-                (load_part(simd, first, 0.0), load_part(simd, second, 0.0))
-            }
-        };
-        let d = first.abs().max(second.abs()).max_lane() / 127.0;
-        let (d, inverse) = if d < f32::MIN_POSITIVE {
-            (0.0, 0.0)
-        } else {
-            (d, 1.0 / d)
-        };
+impl QuantizedBlock<'_> {
+    /// Quantizes 32 columns: `d = amax / 127`, `q = round(x * (1 / d))`.
+    ///
+    /// A block whose `d` is below the smallest normal number becomes zero, with `d = 0`.
+    #[inline(always)]
+    pub(crate) fn set<S: Simd>(self, simd: S, first: S::F, second: S::F) {
+        let (d, inverse) = scale_of(first.abs().max(second.abs()).max_lane());
         let inverse = simd.splat(inverse);
         let (first, second) = ((first * inverse).to_int(), (second * inverse).to_int());
-        first.store_i8(&mut values[0]);
-        second.store_i8(&mut values[1]);
-        *half_sums = [first.sum(), second.sum()];
-        *sum = half_sums[0] + half_sums[1];
-        *scale = d;
+        first.store_i8(&mut self.values[0]);
+        second.store_i8(&mut self.values[1]);
+        *self.half_sums = [first.sum(), second.sum()];
+        *self.sum = self.half_sums[0] + self.half_sums[1];
+        *self.scale = d;
+    }
+}
+
+/// The scale of numbers whose largest magnitude is `largest`, and its inverse; both 0 for a scale below the
+/// smallest normal number.
+#[inline(always)]
+pub(crate) fn scale_of(largest: f32) -> (f32, f32) {
+    let scale = largest / 127.0;
+    if scale < f32::MIN_POSITIVE {
+        (0.0, 0.0)
+    } else {
+        (scale, 1.0 / scale)
     }
 }

@@ -194,6 +194,103 @@ proptest! {
     }
 
     #[test]
+    fn what_is_quantized_as_it_is_computed(
+        tokens in 1_usize..5,
+        width in prop_oneof![4 => 1_usize..130, 1 => 2000_usize..5000],
+        with_bias: bool,
+        layer: bool,
+        activation in proptest::sample::select(workload::ACTIVATIONS.to_vec()),
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        // Squares stay finite.
+        let a: Vec<f32> = (0..tokens * width)
+            .map(|_| numbers.next() * [1.0, 10.0, 120.0, 1e-3, 1e-39][numbers.below(5) as usize])
+            .collect();
+        let b: Vec<f32> = (0..tokens * width).map(|_| numbers.next()).collect();
+        let (a, b) = (Rows::contiguous(&a, tokens, width), Rows::contiguous(&b, tokens, width));
+        let weight: Vec<f32> = (0..width).map(|_| numbers.next()).collect();
+        let bias = with_bias.then_some(&weight[..]);
+        let norm = if layer { Norm::Layer } else { Norm::Rms };
+        let integers = |quantized: &QuantizedRows| -> Vec<f32> {
+            (0..tokens)
+                .flat_map(|row| {
+                    let values = quantized.values(row).iter().map(|q| f32::from(*q));
+                    values.chain(quantized.scales(row).iter().copied()).collect::<Vec<_>>()
+                })
+                .collect()
+        };
+        let in_two_steps = same_everywhere(|kernels| {
+            let mut all = Vec::new();
+            let mut keep = |compute: &dyn Fn(&mut RowsMut<'_>)| {
+                let mut out = vec![0.0; tokens * width];
+                compute(&mut RowsMut::contiguous(&mut out, tokens, width));
+                let mut quantized = QuantizedRows::new();
+                kernels.quantize(&Rows::contiguous(&out, tokens, width), &mut quantized);
+                all.extend(integers(&quantized));
+            };
+            match norm {
+                Norm::Rms => keep(&|out| kernels.norm_rms(&a, width, Some(&weight), bias, 1e-5, out)),
+                Norm::Layer => keep(&|out| kernels.norm_layer(&a, width, None, bias, 1e-5, out)),
+            }
+            keep(&|out| kernels.gate(activation, &a, &b, out));
+            all
+        });
+        let at_once = same_everywhere(|kernels| {
+            let mut quantized = QuantizedRows::new();
+            let weight = (!layer).then_some(&weight[..]);
+            kernels.quantize_norm(norm, &a, weight, bias, 1e-5, &mut quantized);
+            let mut all = integers(&quantized);
+            kernels.quantize_gate(activation, &a, &b, &mut quantized);
+            all.extend(integers(&quantized));
+            all
+        });
+        prop_assert_eq!(bits(&in_two_steps), bits(&at_once));
+    }
+
+    #[test]
+    fn a_product_and_the_sum_after_it(
+        format in formats(),
+        rows in 1_usize..90,
+        cols in 1_usize..100,
+        tokens in 1_usize..20,
+        scale in prop_oneof![Just(1.0_f32), Just(0.22)],
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let bytes = packed(&mut numbers, format, rows, cols);
+        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        let x = activations(&mut numbers, tokens * cols);
+        let x = Rows::contiguous(&x, tokens, cols);
+        let residual = activations(&mut numbers, tokens * rows);
+        let residual = Rows::contiguous(&residual, tokens, rows);
+        let in_two_steps = same_everywhere(|kernels| {
+            let (mut product, mut out) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);
+            let mut target = RowsMut::contiguous(&mut product, tokens, rows);
+            kernels.matmul(&matrix, &x, None, &mut QuantizedRows::new(), &mut target);
+            let product = Rows::contiguous(&product, tokens, rows);
+            let mut target = RowsMut::contiguous(&mut out, tokens, rows);
+            kernels.add_scaled(&residual, &product, scale, &mut target);
+            out
+        });
+        let at_once = same_everywhere(|kernels| {
+            let mut quantized = QuantizedRows::new();
+            kernels.quantize(&x, &mut quantized);
+            let x = if format.is_quantized() {
+                MatmulInput::Quantized(&quantized)
+            } else {
+                MatmulInput::Float(&x)
+            };
+            let mut out = vec![7.0; tokens * rows];
+            let mut target = RowsMut::contiguous(&mut out, tokens, rows);
+            let residual = Residual { rows: &residual, scale };
+            kernels.matmul_add(&matrix, x, None, Some(residual), &mut target);
+            out
+        });
+        prop_assert_eq!(bits(&in_two_steps), bits(&at_once));
+    }
+
+    #[test]
     fn norms(
         tokens in 1_usize..4,
         groups in 1_usize..4,
