@@ -76,6 +76,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             pack_float(MatrixFormat::F32, rows, cols, &floats)?,
         ),
     ];
+    // Larger than caches: what decoding a model is like. One packed group, again and again.
+    let wide_rows = 64 * 1024;
+    let group = &packed[0].2[..packed[0].2.len() * 16 / rows];
+    let wide = group.repeat(wide_rows / 16);
     let mut cases = Vec::new();
     for (name, format, bytes) in &packed {
         let matrix = Matrix::new(*format, rows, cols, bytes)?;
@@ -93,7 +97,18 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
         }
     }
+    let matrix = Matrix::new(MatrixFormat::INT4, wide_rows, cols, &wide)?;
+    let (mut scratch, mut wide_out) = (QuantizedRows::new(), vec![0.0; wide_rows]);
     let row = Rows::contiguous(&x, 1, cols);
+    cases.push(Case {
+        name: "int4 from memory, 1 row",
+        steps: wide_rows * cols,
+        unit: "multiply-add",
+        call: Box::new(move |kernels| {
+            let mut out = RowsMut::contiguous(&mut wide_out, 1, wide_rows);
+            kernels.matmul(&matrix, &row, None, &mut scratch, &mut out);
+        }),
+    });
     let mut scratch = QuantizedRows::new();
     let quantize = Box::new(move |kernels: &Kernels| kernels.quantize(&row, &mut scratch));
     cases.push(Case {
