@@ -7,9 +7,9 @@ SHAPE is a SHAPE.json or the name of one in tools/benchmarks/shapes. One thread.
 any machine and however busy it is; they are not time, but what a small in-order core pays for. Per decoded token:
 (33 new tokens - 1 new token) / 32 after a prompt of 8; per prefilled token: (prompt of 129 - prompt of 65) / 64.
 
-The same for llama.cpp: its sources, which llama-cpp-python carries, are cross-compiled for each CPU (target/benchmarks/
-aarch64). Needs a Debian or Ubuntu with gcc, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user, cmake, ninja-build,
-rustc-web, cargo-web, libstd-rust-web-dev:arm64, and what peers.py needs.
+The same for llama.cpp: its sources, which llama-cpp-python carries, are cross-compiled for each CPU. Needs Debian 12
+with gcc, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user, cmake, ninja-build, rustc-web, cargo-web and
+libstd-rust-web-dev:arm64, and what peers.py needs.
 """
 
 import argparse
@@ -139,7 +139,8 @@ def print_tables(per_token, weights, cpus):
                 goal = GOALS.get((weight, what), {}).get(cpu)
                 ratio = mine["total"] / other["total"] if other else None
                 met = "-" if ratio is None or goal is None else "yes" if ratio <= goal else "no"
-                shown = [millions(mine["total"]), *([millions(other["total"]), f"{ratio:.2f}"] if other else ["-", "-"])]
+                shown = [millions(mine["total"])]
+                shown += [millions(other["total"]), f"{ratio:.2f}"] if other else ["-", "-"]
                 rows.append([what, weight, cpu, *shown, "-" if goal is None else f"<= {goal}", met])
                 for engine, counts in ((NIWAKI, mine), (LLAMA, other)):
                     if counts:

@@ -1,6 +1,7 @@
 """One run of one engine, in a process of its own."""
 
 import json
+import os
 import pathlib
 import subprocess
 import threading
@@ -19,16 +20,20 @@ def _once(command, prompt_tokens, threads, extra):
     return [str(part) for part in (*command, prompt_tokens, 1, threads, *((0, *extra) if extra else ()))]
 
 
-def first_token_s(command, threads, extra=()):
-    """Seconds from the start of the process to the first token after a prompt of 8; files are in the page cache."""
+def first_token(command, threads, extra=()):
+    """From the start of the process to the first token after a prompt of 8, files being in the page cache: seconds of
+    wall clock, and of CPU time of the whole process, which computes one more token and ends."""
     arguments = _once(command, 8, threads, extra)
     start = time.perf_counter()
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        elapsed = time.perf_counter() - start
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    elapsed = time.perf_counter() - start
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[0]} failed")
-    return elapsed
+    return elapsed, usage.ru_utime + usage.ru_stime
 
 
 def anonymous_peak_bytes(command, threads, extra=()):

@@ -1,6 +1,7 @@
 """Compares Niwaki with llama.cpp and onnxruntime-genai on the same shape, the same machine, in the same run.
 
-    python3 tools/benchmarks/peers.py SHAPE [--weights int4,int8] [--threads 1,2] [--repeats 5] [--json FILE]
+    python3 tools/benchmarks/peers.py SHAPE [--weights int4,int8] [--threads 1,2] [--tests "prefill 128,.."]
+                                      [--repeats 5] [--json FILE]
 
 SHAPE is a SHAPE.json or the name of one in tools/benchmarks/shapes. Weights are random: speed does not depend on
 them. The first run installs the peers under target/benchmarks/venv, compiles llama.cpp for this CPU and builds Niwaki
@@ -19,7 +20,7 @@ import sys
 from collections import defaultdict
 
 import report
-from measure import anonymous_peak_bytes, first_token_s, timed
+from measure import anonymous_peak_bytes, first_token, timed
 from prepare import HERE, Models, llama_cpp_program, niwaki_programs, python, run, say
 from shape import find
 
@@ -51,7 +52,7 @@ def engines(models, weights, programs):
     return made
 
 
-def measure(configurations, threads, repeats):
+def measure(configurations, threads, tests, repeats):
     """Samples by (weights, threads, what, engine)."""
     samples = defaultdict(list)
     for repeat in range(repeats):
@@ -60,9 +61,11 @@ def measure(configurations, threads, repeats):
                 say(f"repeat {repeat + 1} of {repeats}: {weights}, {count} threads")
                 for engine in running:
                     cold = engine.command, count, engine.extra
-                    samples[weights, count, "first token", engine.name].append(first_token_s(*cold))
+                    for unit, seconds in zip(("wall", "cpu"), first_token(*cold)):
+                        samples[weights, count, f"first token {unit}", engine.name].append(seconds)
                     samples[weights, count, "memory", engine.name].append(anonymous_peak_bytes(*cold))
-                for test, (prompt, new) in TESTS.items():
+                for test in tests:
+                    prompt, new = TESTS[test]
                     for engine in running:
                         times = timed(engine.command, prompt, new, count, engine.extra)
                         part, tokens = ("new", new) if new else ("prompt", prompt)
@@ -77,7 +80,7 @@ def medians(samples):
     result = {}
     for (weights, threads, what, engine), values in samples.items():
         value, key = statistics.median(values), (weights, threads, what, VARIANTS.get(engine, engine))
-        less_is_better = what in ("first token", "memory")
+        less_is_better = what.startswith(("first token", "memory"))
         better = min if less_is_better else max
         result[key] = better(value, result.get(key, value))
     return result
@@ -105,6 +108,7 @@ def main():
     parser.add_argument("shape")
     parser.add_argument("--weights", type=lambda text: text.split(","), default=["int4", "int8"])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument("--tests", type=lambda text: text.split(","), default=list(TESTS), help=", ".join(TESTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="also write all samples and medians here")
     arguments = parser.parse_args()
@@ -114,7 +118,7 @@ def main():
     programs = decode, llama_cpp_program()
     configurations = {weights: engines(models, weights, programs) for weights in arguments.weights}
     models.forget_floats()
-    samples = measure(configurations, arguments.threads, arguments.repeats)
+    samples = measure(configurations, arguments.threads, arguments.tests, arguments.repeats)
     own = {weights: own_figures(niwaki, models.bundle(weights), arguments.threads) for weights in arguments.weights}
 
     figures = report.Figures(medians(samples), own, arguments.weights, arguments.threads)

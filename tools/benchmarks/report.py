@@ -20,6 +20,11 @@ class Figures:
         others = self.medians.get((weights, threads, what, other))
         return mine / others if mine is not None and others else None
 
+    def own_ratio(self, weights, threads, what, depths):
+        """Niwaki's median at one depth over that at another."""
+        one, other = (self.medians.get((weights, threads, what % depth, NIWAKI)) for depth in depths)
+        return one / other if one and other else None
+
 
 def table(titles, rows):
     """Columns aligned: the first to the left, the others to the right; Markdown."""
@@ -76,18 +81,16 @@ def goals(figures):
     for weights in figures.weights:
         for threads in figures.threads:
             where = f"{weights}, {threads} thread{'s' if threads > 1 else ''}"
-            for what, wanted in (("prefill 128", 1.5), ("prefill 512", 1.5), ("decode at 10", 1.2), ("decode at 2000", 1)):
+            wanted_of_llama = {"prefill 128": 1.5, "prefill 512": 1.5, "decode at 10": 1.2, "decode at 2000": 1}
+            for what, wanted in wanted_of_llama.items():
                 speed(f"{what} / llama.cpp, {where}", what, wanted, weights, threads)
             for what in ("prefill 128", "prefill 512", "decode at 10"):
                 speed(f"{what} / genai, {where}", what, 2, weights, threads, GENAI)
-            deep = [
-                figures.medians[weights, threads, f"decode at 2000 {unit}", NIWAKI]
-                / figures.medians[weights, threads, f"decode at 10 {unit}", NIWAKI]
-                for unit in ("wall", "cpu")
-            ]
+            decode = [f"decode at %d {unit}" for unit in ("wall", "cpu")]
+            deep = [figures.own_ratio(weights, threads, what, (2000, 10)) for what in decode]
             goal(f"decode at 2000 / at 10, {where}", deep[0], 0.8, by_cpu=deep[1])
-            first = figures.ratio(weights, threads, "first token")
-            goal(f"start to first token / llama.cpp, {where}", first, 0.3, at_least=False)
+            first = [figures.ratio(weights, threads, f"first token {unit}") for unit in ("wall", "cpu")]
+            goal(f"start to first token / llama.cpp, {where}", first[0], 0.3, at_least=False, by_cpu=first[1])
             goal(f"RssAnon / llama.cpp, {where}", figures.ratio(weights, threads, "memory"), 0.5, at_least=False)
             mine = figures.own[weights].get(threads, {})
             if mine.get("planned_anonymous_bytes"):
@@ -98,14 +101,14 @@ def goals(figures):
                 goal(f"share of memory bandwidth, decode, {where}", mine["bandwidth_share"], 0.7)
         if {1, 2} <= set(figures.threads):
             for what, wanted in (("prefill 512", 1.85), ("decode at 10", 1.6)):
-                two, one = (figures.medians[weights, count, f"{what} wall", NIWAKI] for count in (2, 1))
-                goal(f"{what}, 2 threads / 1, {weights}", two / one, wanted)
+                two, one = (figures.medians.get((weights, count, f"{what} wall", NIWAKI)) for count in (2, 1))
+                goal(f"{what}, 2 threads / 1, {weights}", two / one if two and one else None, wanted)
     return table(["goal", "wanted", "wall clock", "CPU time", "met"], rows)
 
 
 def _unit(what):
-    if what == "first token":
-        return 1e3, "ms"
+    if what.startswith("first token"):
+        return 1e3, "ms" if what.endswith("wall") else "ms of CPU"
     if what == "memory":
         return 1e-6, "MB"
     return 1, "tok/s" if what.endswith("wall") else "tok/CPU-s"
