@@ -61,6 +61,9 @@ def measure(configurations, threads, tests, repeats):
                 say(f"repeat {repeat + 1} of {repeats}: {weights}, {count} threads")
                 for engine in running:
                     cold = engine.command, count, engine.extra
+                    if repeat == 0:
+                        # Brings the files into the page cache.
+                        first_token(*cold)
                     for unit, seconds in zip(("wall", "cpu"), first_token(*cold)):
                         samples[weights, count, f"first token {unit}", engine.name].append(seconds)
                     samples[weights, count, "memory", engine.name].append(anonymous_peak_bytes(*cold))
