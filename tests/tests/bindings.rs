@@ -4,37 +4,21 @@
 mod synthetic;
 
 use niwaki_bindings::{
-    FinishReason, GenerationOptions, Model, ModelOptions, NiwakiError, TokenListener, memory_plan,
+    BundleSource, ContextEnd, Engine, Finish, FinishReason, GenerateOptions, LogLevel, LogSink,
+    Message, NiwakiError, OpenOptions, Role, Sampling, TokenStream, memory_plan, set_log_sink,
 };
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use synthetic::Decoder;
 
-/// Collects text, and stops after so many pieces.
-struct Collector {
-    pieces: Mutex<Vec<String>>,
-    most: usize,
-}
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}";
 
-impl Collector {
-    fn new(most: usize) -> Arc<Collector> {
-        Arc::new(Collector {
-            pieces: Mutex::default(),
-            most,
-        })
-    }
-}
-
-impl TokenListener for Collector {
-    fn on_text(&self, text: String) -> bool {
-        let mut pieces = self.pieces.lock().unwrap();
-        pieces.push(text);
-        pieces.len() < self.most
-    }
-}
-
-fn model_options() -> ModelOptions {
-    ModelOptions {
+fn open_options() -> OpenOptions {
+    OpenOptions {
         threads: 1,
         memory_limit_bytes: None,
         context_tokens: None,
@@ -42,17 +26,30 @@ fn model_options() -> ModelOptions {
     }
 }
 
-fn generation_options(max_new_tokens: u32) -> GenerationOptions {
-    GenerationOptions {
+fn generate_options(max_new_tokens: u32) -> GenerateOptions {
+    GenerateOptions {
         max_new_tokens,
-        temperature: 1.0,
-        top_k: None,
-        top_p: None,
+        sampling: Some(Sampling {
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+        }),
         seed: 3,
+        stop_strings: Vec::new(),
+        context_end: ContextEnd::Stop,
     }
 }
 
-fn write_model(folder: &Path) -> String {
+fn endless() -> GenerateOptions {
+    GenerateOptions {
+        context_end: ContextEnd::ForgetOldest,
+        ..generate_options(u32::MAX)
+    }
+}
+
+fn write_model(folder: &Path) -> BundleSource {
     let path = folder.join("model.niwaki");
     // As many tokens as the tokenizer has.
     let decoder = Decoder {
@@ -60,94 +57,282 @@ fn write_model(folder: &Path) -> String {
         ..Decoder::TINY
     };
     decoder.write_with(&path, 1, |writer| {
-        writer.set_tokenizer(synthetic::TOKENIZER.as_bytes().to_vec())
+        writer.set_tokenizer(synthetic::TOKENIZER.as_bytes().to_vec());
+        writer.set_chat_template(TEMPLATE);
     });
-    path.to_str().unwrap().to_owned()
+    BundleSource::Path {
+        path: path.to_str().unwrap().to_owned(),
+    }
+}
+
+fn engine() -> Arc<Engine> {
+    let folder = tempfile::tempdir().unwrap();
+    Engine::open(write_model(folder.path()), open_options()).unwrap()
+}
+
+/// Everything that comes, and how it ended.
+fn read(stream: &TokenStream) -> (Vec<String>, Finish) {
+    let mut texts = Vec::new();
+    while let Some(token) = stream.next().unwrap() {
+        texts.push(token.text);
+    }
+    (texts, stream.finish().unwrap())
 }
 
 #[test]
-fn text_comes_piece_by_piece_and_the_same_for_a_seed() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = Model::open(write_model(folder.path()), model_options()).unwrap();
+fn text_comes_token_by_token_and_the_same_for_a_seed() {
+    let engine = engine();
     assert_eq!(
-        (model.name().as_str(), model.context_tokens()),
+        (engine.name().as_str(), engine.context_tokens()),
         ("synthetic", 400)
     );
     let run = || {
-        let collector = Collector::new(usize::MAX);
-        let reason = model
-            .generate("abc".into(), generation_options(30), collector.clone())
+        let session = engine.session().unwrap();
+        let stream = session
+            .generate("abc".into(), generate_options(30))
             .unwrap();
-        assert_eq!(reason, FinishReason::MaxTokens);
-        let pieces = collector.pieces.lock().unwrap().clone();
-        assert!(pieces.len() > 1);
-        pieces
+        let (texts, finish) = read(&stream);
+        assert_eq!(
+            (finish.reason, finish.new_tokens),
+            (FinishReason::MaxTokens, 30)
+        );
+        assert_eq!(session.len_tokens().unwrap(), finish.prompt_tokens + 29);
+        texts
     };
-    assert_eq!(run(), run());
+    let texts = run();
+    assert!(texts.len() >= 30);
+    assert_eq!(texts, run());
 }
 
 #[test]
-fn a_listener_can_stop() {
+fn a_stream_is_one_token_ahead_of_its_reader_and_no_more() {
+    let session = engine().session().unwrap();
+    let begun = |options: GenerateOptions, read: usize| {
+        session.reset().unwrap();
+        let stream = session.generate("abc".into(), options).unwrap();
+        for _ in 0..read {
+            stream.next().unwrap().unwrap();
+        }
+        stream
+    };
+    let two = begun(generate_options(2), 2);
+    assert!(two.next().unwrap().is_none());
+    let stream = begun(endless(), 1);
+    while stream.operators_begun() < two.operators_begun() {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(stream.operators_begun(), two.operators_begun());
+}
+
+#[test]
+fn a_cancelled_stream_ends_and_its_session_goes_on() {
+    let session = engine().session().unwrap();
+    for dropped in [false, true] {
+        let stream = session.generate("abc".into(), endless()).unwrap();
+        stream.next().unwrap().unwrap();
+        assert!(matches!(session.len_tokens(), Err(NiwakiError::Busy)));
+        assert!(matches!(
+            session.generate("a".into(), endless()),
+            Err(NiwakiError::Busy)
+        ));
+        if dropped {
+            drop(stream);
+        } else {
+            stream.cancel();
+            assert!(stream.next().unwrap().is_none());
+            assert_eq!(stream.finish().unwrap().reason, FinishReason::Cancelled);
+        }
+        session.reset().unwrap();
+    }
+    let stream = session.generate("abc".into(), generate_options(3)).unwrap();
+    assert_eq!(read(&stream).1.reason, FinishReason::MaxTokens);
+}
+
+#[test]
+fn a_reader_that_waits_is_woken_by_a_cancellation() {
+    let session = engine().session().unwrap();
+    for _ in 0..20 {
+        session.reset().unwrap();
+        let stream = session.generate("abc".repeat(100), endless()).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| while stream.next().unwrap().is_some() {});
+            stream.cancel();
+            reader.join().unwrap();
+        });
+        assert_eq!(stream.finish().unwrap().reason, FinishReason::Cancelled);
+    }
+}
+
+#[test]
+fn a_conversation_keeps_its_turns() {
+    let engine = engine();
+    assert!(engine.can_chat());
+    let chat = engine.chat().unwrap();
+    let system = Message {
+        role: Role::System,
+        content: "ab".into(),
+    };
+    chat.set_messages(vec![system]).unwrap();
+    let (texts, first) = read(&chat.reply("abc".into(), generate_options(5)).unwrap());
+    let (_, second) = read(&chat.reply("ca".into(), generate_options(5)).unwrap());
+    assert_eq!(first.reused_tokens, 0);
+    assert!(second.reused_tokens > 0, "{second:?}");
+    let messages = chat.messages().unwrap();
+    let roles: Vec<Role> = messages.iter().map(|message| message.role).collect();
+    use Role::{Assistant, System, User};
+    assert_eq!(roles, [System, User, Assistant, User, Assistant]);
+    assert_eq!(messages[2].content, texts.concat());
+}
+
+#[test]
+fn a_bundle_inside_another_file_opens_from_a_descriptor() {
     let folder = tempfile::tempdir().unwrap();
-    let model = Model::open(write_model(folder.path()), model_options()).unwrap();
-    let collector = Collector::new(2);
-    let reason = model
-        .generate("abc".into(), generation_options(100), collector.clone())
-        .unwrap();
-    assert_eq!(
-        (reason, collector.pieces.lock().unwrap().len()),
-        (FinishReason::Stopped, 2)
-    );
+    let BundleSource::Path { path } = write_model(folder.path()) else {
+        unreachable!()
+    };
+    let bundle = std::fs::read(&path).unwrap();
+    let package = folder.path().join("package");
+    let mut file = File::create(&package).unwrap();
+    file.write_all(&[7; 4096]).unwrap();
+    file.write_all(&bundle).unwrap();
+    file.write_all(&[9; 99]).unwrap();
+    let file = File::open(&package).unwrap();
+    let source = BundleSource::Descriptor {
+        fd: file.as_raw_fd(),
+        offset: 4096,
+        length: Some(bundle.len() as u64),
+    };
+    let plan = memory_plan(source.clone(), open_options()).unwrap();
+    let engine = Engine::open(source.clone(), open_options()).unwrap();
+    drop(file);
+    assert_eq!(engine.memory_plan(), plan);
+    let session = engine.session().unwrap();
+    read(&session.generate("abc".into(), generate_options(3)).unwrap());
+    // Closed by now: its number is not open, or belongs to something else that is no bundle.
+    assert!(Engine::open(source, open_options()).is_err());
 }
 
 #[test]
 fn errors_come_in_the_kinds_an_app_can_act_on() {
     let folder = tempfile::tempdir().unwrap();
-    let path = write_model(folder.path());
-    let missing = Model::open("/nowhere/model.niwaki".into(), model_options());
-    assert!(matches!(
-        missing.err().unwrap(),
-        NiwakiError::InvalidBundle(_)
-    ));
-    let plan = memory_plan(path.clone(), model_options()).unwrap();
+    let source = write_model(folder.path());
+    let open = |source: &BundleSource, options: OpenOptions| {
+        Engine::open(source.clone(), options).err().unwrap()
+    };
+    let path = |name: &str| BundleSource::Path {
+        path: folder.path().join(name).to_str().unwrap().to_owned(),
+    };
+    let descriptor = |fd| BundleSource::Descriptor {
+        fd,
+        offset: 0,
+        length: None,
+    };
+    std::fs::write(folder.path().join("text"), "once upon a time").unwrap();
+    let missing = open(&path("missing"), open_options());
+    assert!(matches!(missing, NiwakiError::FileNotFound { .. }));
+    let damaged = open(&path("text"), open_options());
+    assert!(matches!(damaged, NiwakiError::InvalidBundle { .. }));
+    let none = open(&descriptor(-1), open_options());
+    assert!(matches!(none, NiwakiError::InvalidArgument { .. }));
+    let closed = open(&descriptor(9999), open_options());
+    assert!(matches!(closed, NiwakiError::FileUnreadable { .. }));
+
+    let plan = memory_plan(source.clone(), open_options()).unwrap();
+    let anonymous = plan.parts.iter().filter(|part| !part.file_backed);
     assert_eq!(
         plan.anonymous_bytes,
-        plan.parts
-            .iter()
-            .filter(|p| !p.file_backed)
-            .map(|p| p.size_bytes)
-            .sum::<u64>()
+        anonymous.map(|part| part.size_bytes).sum::<u64>()
     );
-    let limited = ModelOptions {
+    let limited = OpenOptions {
         memory_limit_bytes: Some(1000),
-        ..model_options()
+        ..open_options()
     };
-    assert!(matches!(
-        Model::open(path.clone(), limited).err().unwrap(),
-        NiwakiError::NotEnoughMemory(_)
-    ));
-    let short = Model::open(
-        path,
-        ModelOptions {
-            context_tokens: Some(3),
-            ..model_options()
-        },
-    )
-    .unwrap();
-    let error = short
-        .generate("abcabcabc".into(), generation_options(1), Collector::new(9))
-        .unwrap_err();
-    assert!(matches!(error, NiwakiError::ContextFull(_)), "{error}");
-    let nonsense = GenerationOptions {
-        temperature: -1.0,
-        ..generation_options(1)
+    let NiwakiError::NotEnoughMemory {
+        needed_bytes,
+        limit_bytes,
+        ..
+    } = open(&source, limited)
+    else {
+        unreachable!()
     };
-    let error = short
-        .generate("a".into(), nonsense, Collector::new(9))
-        .unwrap_err();
-    assert!(matches!(error, NiwakiError::InvalidArgument(_)), "{error}");
+    assert_eq!(
+        (needed_bytes, limit_bytes),
+        (Some(plan.anonymous_bytes), Some(1000))
+    );
+
+    let short = OpenOptions {
+        context_tokens: Some(3),
+        ..open_options()
+    };
+    let short = Engine::open(source, short).unwrap();
+    let fails = |text: &str, options: GenerateOptions| {
+        let session = short.session().unwrap();
+        let stream = session.generate(text.into(), options).unwrap();
+        let error = stream.next().err().unwrap();
+        assert!(stream.next().unwrap().is_none());
+        assert_eq!(stream.finish().unwrap().reason, FinishReason::Failed);
+        error
+    };
+    let full = fails("abcabcabc", generate_options(1));
+    assert!(
+        matches!(
+            full,
+            NiwakiError::ContextFull {
+                context_tokens: 3,
+                ..
+            }
+        ),
+        "{full}"
+    );
+    let nonsense = GenerateOptions {
+        sampling: Some(Sampling {
+            temperature: -1.0,
+            ..generate_options(1).sampling.unwrap()
+        }),
+        ..generate_options(1)
+    };
+    let error = fails("a", nonsense);
+    assert!(
+        matches!(error, NiwakiError::InvalidArgument { .. }),
+        "{error}"
+    );
     assert!(
         error.to_string().contains("temperature -1"),
         "the cause is told: {error}"
     );
+}
+
+#[test]
+fn log_lines_come_to_the_sink_without_the_users_text() {
+    struct Lines(Mutex<Vec<String>>);
+    impl LogSink for Lines {
+        fn log(
+            &self,
+            level: LogLevel,
+            target: String,
+            message: String,
+        ) -> Result<(), NiwakiError> {
+            let line = format!("{level:?} {target} {message}");
+            self.0.lock().unwrap().push(line);
+            Ok(())
+        }
+    }
+    let lines = Arc::new(Lines(Mutex::default()));
+    set_log_sink(Some(lines.clone()), LogLevel::Trace).unwrap();
+    let session = engine().session().unwrap();
+    read(
+        &session
+            .generate("abcabc".into(), generate_options(3))
+            .unwrap(),
+    );
+    set_log_sink(None, LogLevel::Trace).unwrap();
+    let taken = lines.0.lock().unwrap().clone();
+    assert!(
+        taken
+            .iter()
+            .any(|line| line.starts_with("Info niwaki") && line.contains("opened")),
+        "{taken:?}"
+    );
+    assert!(!taken.iter().any(|line| line.contains("abcabc")));
 }

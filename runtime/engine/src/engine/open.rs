@@ -139,7 +139,28 @@ impl Engine {
     /// # Errors
     /// [`OpenError`].
     pub fn plan(path: impl AsRef<Path>, options: &OpenOptions) -> Result<MemoryPlan, OpenError> {
-        let bundle = Arc::new(Bundle::open(path, Verify::Structure)?);
+        Self::plan_bundle(Bundle::open(path, Verify::Structure)?, options)
+    }
+
+    /// States what [`open_file`](Self::open_file) and one session would take, without reading weights or
+    /// tokenizer.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn plan_file(
+        file: &File,
+        offset: u64,
+        length: Option<u64>,
+        options: &OpenOptions,
+    ) -> Result<MemoryPlan, OpenError> {
+        Self::plan_bundle(
+            Bundle::open_file(file, offset, length, Verify::Structure)?,
+            options,
+        )
+    }
+
+    fn plan_bundle(bundle: Bundle, options: &OpenOptions) -> Result<MemoryPlan, OpenError> {
+        let bundle = Arc::new(bundle);
         let settings = Settings::new(&bundle, options)?;
         let kernels = Arc::new(Kernels::new(settings.isa, Arc::new(ThreadPool::new(1)))?);
         let decoder = Decoder::new(&bundle, &kernels)?;

@@ -1,0 +1,233 @@
+//! Tokens from a thread that generates to one that reads.
+
+use crate::error::NiwakiError;
+use niwaki::{Cancellation, GenerateError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A generated token.
+#[derive(Clone, PartialEq, Eq, uniffi::Record)]
+pub struct Token {
+    /// Its id; absent for text that comes after the last token.
+    pub id: Option<u32>,
+    /// The text that is certain with it: never half a character. Often empty.
+    pub text: String,
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens of the prompt, all earlier turns included.
+    pub prompt_tokens: u64,
+    /// Tokens of the prompt that were in the context already.
+    pub reused_tokens: u64,
+    /// Tokens that were generated.
+    pub new_tokens: u64,
+}
+
+/// Why a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum FinishReason {
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The model ended its text.
+    EndOfText,
+    /// One of the stop strings came.
+    StopString,
+    /// The context is full.
+    ContextFull,
+    /// It was cancelled.
+    Cancelled,
+    /// It broke off with an error.
+    Failed,
+}
+
+impl From<Option<niwaki::FinishReason>> for FinishReason {
+    fn from(reason: Option<niwaki::FinishReason>) -> Self {
+        match reason {
+            Some(niwaki::FinishReason::MaxTokens) => FinishReason::MaxTokens,
+            Some(niwaki::FinishReason::EndOfText | niwaki::FinishReason::StopToken) => {
+                FinishReason::EndOfText
+            }
+            Some(niwaki::FinishReason::StopString) => FinishReason::StopString,
+            Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
+            Some(niwaki::FinishReason::Failed) => FinishReason::Failed,
+            // One that nobody reads to its end.
+            Some(niwaki::FinishReason::Cancelled) | None => FinishReason::Cancelled,
+        }
+    }
+}
+
+/// Tokens as they are generated, by a thread that is at most one token ahead of its reader. Dropping the stream
+/// cancels it.
+#[derive(uniffi::Object)]
+pub struct TokenStream {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    cancellation: Cancellation,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The token that waits to be read, or the error.
+    waiting: Option<Result<Token, NiwakiError>>,
+    /// Set when nothing more will come, last of all.
+    finish: Option<Finish>,
+}
+
+#[uniffi::export]
+impl TokenStream {
+    /// Waits for the next token; `None` when the stream has ended and nothing is computed for it any more.
+    ///
+    /// # Errors
+    /// [`NiwakiError`], once; then the stream has ended.
+    pub fn next(&self) -> Result<Option<Token>, NiwakiError> {
+        let mut state = self.shared.state();
+        loop {
+            if let Some(item) = state.waiting.take() {
+                self.shared.changed.notify_all();
+                return item.map(Some);
+            }
+            if state.finish.is_some() {
+                return Ok(None);
+            }
+            state = self.shared.wait(state);
+        }
+    }
+
+    /// Stops the work, which ends within one layer's time, in prefill as in decode. Does not wait for that;
+    /// [`next`](Self::next) does.
+    pub fn cancel(&self) {
+        let mut state = self.shared.state();
+        self.shared.cancellation.cancel();
+        state.waiting = None;
+        self.shared.changed.notify_all();
+    }
+
+    /// How it ended; `None` while it goes on.
+    pub fn finish(&self) -> Option<Finish> {
+        self.shared.state().finish.clone()
+    }
+
+    /// Operators that were begun for it: how much was computed, in a measure that no machine's speed changes.
+    pub fn operators_begun(&self) -> u64 {
+        self.shared.cancellation.operators_begun()
+    }
+}
+
+impl TokenStream {
+    /// Runs `work` on a thread of its own.
+    pub(crate) fn start(
+        work: impl FnOnce(&Feed) -> Result<Finish, NiwakiError> + Send + 'static,
+    ) -> Result<Arc<TokenStream>, NiwakiError> {
+        let shared = Arc::new(Shared::default());
+        let feed = Feed {
+            shared: shared.clone(),
+        };
+        std::thread::Builder::new()
+            .name("niwaki".into())
+            .spawn(move || {
+                let result = catch_unwind(AssertUnwindSafe(|| work(&feed)));
+                feed.end(result.unwrap_or_else(|_| Err(NiwakiError::panicked())));
+            })
+            .map_err(|error| NiwakiError::Internal {
+                details: format!("no thread can be started: {error}"),
+            })?;
+        Ok(Arc::new(TokenStream { shared }))
+    }
+
+    /// Whether it has neither ended nor been cancelled.
+    pub(crate) fn goes_on(&self) -> bool {
+        let state = self.shared.state();
+        state.finish.is_none() && !self.shared.cancellation.is_cancelled()
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// The end of a stream that tokens go in at.
+pub(crate) struct Feed {
+    shared: Arc<Shared>,
+}
+
+impl Feed {
+    /// What the reader cancels.
+    pub(crate) fn cancellation(&self) -> &Cancellation {
+        &self.shared.cancellation
+    }
+
+    /// Passes tokens on until there are no more or nobody reads them, and counts them.
+    pub(crate) fn forward(
+        &self,
+        tokens: impl Iterator<Item = Result<niwaki::Token, GenerateError>>,
+    ) -> Result<u64, NiwakiError> {
+        let mut count = 0;
+        for token in tokens {
+            let token = token?;
+            count += u64::from(token.id.is_some());
+            let token = Token {
+                id: token.id,
+                text: token.text,
+            };
+            if !self.put(token) {
+                break;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Waits until the token was read. False: nobody will.
+    fn put(&self, token: Token) -> bool {
+        let mut state = self.shared.state();
+        if self.shared.cancellation.is_cancelled() {
+            return false;
+        }
+        state.waiting = Some(Ok(token));
+        self.shared.changed.notify_all();
+        while state.waiting.is_some() {
+            state = self.shared.wait(state);
+        }
+        !self.shared.cancellation.is_cancelled()
+    }
+
+    fn end(&self, result: Result<Finish, NiwakiError>) {
+        let mut state = self.shared.state();
+        state.finish = Some(match result {
+            Ok(finish) => finish,
+            Err(error) => {
+                if !self.shared.cancellation.is_cancelled() {
+                    state.waiting = Some(Err(error));
+                }
+                Finish {
+                    reason: FinishReason::Failed,
+                    prompt_tokens: 0,
+                    reused_tokens: 0,
+                    new_tokens: 0,
+                }
+            }
+        });
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let woken = self.changed.wait(state);
+        woken.unwrap_or_else(PoisonError::into_inner)
+    }
+}
