@@ -307,12 +307,7 @@ fn errors_come_in_the_kinds_an_app_can_act_on() {
 fn log_lines_come_to_the_sink_without_the_users_text() {
     struct Lines(Mutex<Vec<String>>);
     impl LogSink for Lines {
-        fn log(
-            &self,
-            level: LogLevel,
-            target: String,
-            message: String,
-        ) -> Result<(), NiwakiError> {
+        fn log(&self, level: LogLevel, target: String, message: String) -> Result<(), NiwakiError> {
             let line = format!("{level:?} {target} {message}");
             self.0.lock().unwrap().push(line);
             Ok(())

@@ -1,0 +1,5 @@
+package androidx.lifecycle
+
+import android.app.Application
+
+open class AndroidViewModel(application: Application) : ViewModel()

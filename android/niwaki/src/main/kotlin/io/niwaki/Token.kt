@@ -1,0 +1,74 @@
+package io.niwaki
+
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.fold
+import io.niwaki.ffi.Finish as NativeFinish
+import io.niwaki.ffi.FinishReason as NativeFinishReason
+
+/**
+ * One item of a generation's flow.
+ *
+ * @property text the text that is certain with this token: whole characters, often none.
+ * @property id the token's number in the model's vocabulary; null for text that comes after the last token.
+ * @property finish how the generation ended: set in the last item of the flow, and only there.
+ */
+public class Token internal constructor(
+    public val text: String,
+    public val id: Int? = null,
+    public val finish: Finish? = null,
+) {
+    override fun toString(): String = "Token(id=$id, ${text.length} characters, finish=$finish)"
+}
+
+/**
+ * How a generation ended.
+ *
+ * @property reason why.
+ * @property promptTokens tokens of the prompt, all earlier turns included.
+ * @property reusedTokens tokens of the prompt that had been computed before.
+ * @property newTokens tokens that were generated.
+ */
+public class Finish internal constructor(
+    public val reason: FinishReason,
+    public val promptTokens: Int,
+    public val reusedTokens: Int,
+    public val newTokens: Int,
+) {
+    internal constructor(native: NativeFinish) : this(
+        reason = native.reason.toFinishReason(),
+        promptTokens = native.promptTokens.toInt(),
+        reusedTokens = native.reusedTokens.toInt(),
+        newTokens = native.newTokens.toInt(),
+    )
+
+    override fun toString(): String =
+        "Finish(reason=$reason, promptTokens=$promptTokens, reusedTokens=$reusedTokens, newTokens=$newTokens)"
+}
+
+/** Why a generation ended. One that was cancelled or failed ends its flow with an exception instead. */
+public enum class FinishReason {
+    /** As many tokens as were asked for. */
+    MaxTokens,
+
+    /** The model ended its text. */
+    EndOfText,
+
+    /** One of the stop strings came. */
+    StopString,
+
+    /** The context is full. */
+    ContextFull,
+}
+
+private fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
+    NativeFinishReason.MAX_TOKENS -> FinishReason.MaxTokens
+    NativeFinishReason.END_OF_TEXT -> FinishReason.EndOfText
+    NativeFinishReason.STOP_STRING -> FinishReason.StopString
+    NativeFinishReason.CONTEXT_FULL -> FinishReason.ContextFull
+    NativeFinishReason.CANCELLED, NativeFinishReason.FAILED ->
+        throw NiwakiException.Internal("a generation that did not fail ended as if it had", null)
+}
+
+/** Collects the whole text of a generation. */
+public suspend fun Flow<Token>.text(): String =
+    fold(StringBuilder()) { text, token -> text.append(token.text) }.toString()
