@@ -140,8 +140,23 @@ pub fn build(
             ..Export::companions(companions)?
         };
     }
-    let mut model = OnnxModel::open(&export.model)?;
+    let graph = export.model.clone();
+    build_from(&export, &graph, output, weights, BTreeMap::new(), progress)
+}
+
+/// Builds the bundle of an export from another form of its model, the ONNX file at `graph`. `options` say how that was
+/// made, for the bundle's provenance.
+pub fn build_from(
+    export: &Export,
+    graph: &Path,
+    output: &Path,
+    weights: Weights,
+    mut options: BTreeMap<String, String>,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Built, BuildError> {
+    let mut model = OnnxModel::open(graph)?;
     model.inline_functions()?;
+    options.insert("weights".to_owned(), weights.name().to_owned());
     let facts = export.facts();
     let lowered = match weights {
         Weights::AsExported => match lower::lower(&model, &facts, lower::Rounding::Export) {
@@ -159,7 +174,7 @@ pub fn build(
         },
         _ => lower::lower(&model, &facts, lower::Rounding::Niwaki)?,
     };
-    write(&export, &lowered, output, weights, progress)
+    write(export, &lowered, output, weights, options, progress)
 }
 
 fn write(
@@ -167,6 +182,7 @@ fn write(
     lowered: &Lowered,
     output: &Path,
     weights: Weights,
+    options: BTreeMap<String, String>,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Built, BuildError> {
     let mut notes = lowered.notes.clone();
@@ -224,7 +240,7 @@ fn write(
         licences: export.licences(),
         provenance: Provenance {
             tool: concat!("niwaki ", env!("CARGO_PKG_VERSION")).to_owned(),
-            options: BTreeMap::from([("weights".to_owned(), weights.name().to_owned())]),
+            options,
             sources: vec![source_file(&export.model)?],
         },
     };

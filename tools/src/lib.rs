@@ -9,5 +9,6 @@ pub mod export;
 pub mod lower;
 pub mod onnx;
 pub mod pack;
+pub mod prune;
 pub mod quantize;
 pub mod report;

@@ -1,18 +1,22 @@
 //! `niwaki build`: export folder to bundle in one step.
 
 use super::error::CommandError;
-use super::staging::Staging;
+use super::model::EngineArgs;
+use super::prune::{Method, PruneAmount, prune_file};
+use super::staging::{Scratch, Staging};
 use super::{print, print_json};
-use crate::build::{Built, Weights, build};
+use crate::build::{BuildError, Built, Weights, build, build_from};
+use crate::export::Export;
 use crate::report::{self, Progress};
 use clap::{Args, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Turn an exported model into one .niwaki file.
 ///
 /// Reads the export folder (model.onnx with its external data, config.json, tokenizer.json,
-/// generation_config.json, the chat template), lowers the graph, quantizes float weights and packs
-/// everything. Weights that the export already holds quantized are kept exactly as they are.
+/// generation_config.json, the chat template), lowers the graph, prunes it if asked to, quantizes float weights
+/// and packs everything. Weights that the export already holds quantized are kept exactly as they are.
 #[derive(Args)]
 pub(super) struct BuildArgs {
     /// Folder that the exporter wrote.
@@ -24,6 +28,11 @@ pub(super) struct BuildArgs {
     /// How float weights are stored.
     #[arg(long, value_enum, default_value_t = FloatWeights::Int4)]
     weights: FloatWeights,
+    /// Prune the layers first, as `niwaki prune` does.
+    #[arg(long, value_enum, value_name = "METHOD")]
+    prune: Option<Method>,
+    #[command(flatten)]
+    amount: PruneAmount,
     /// Print what was built as JSON.
     #[arg(long)]
     json: bool,
@@ -43,7 +52,21 @@ enum FloatWeights {
 }
 
 pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
-    let built = write_bundle(&args.export, None, &args.output, args.weights.into())?;
+    let weights = args.weights.into();
+    let built = match args.prune {
+        None => write_bundle(&args.export, None, &args.output, weights)?,
+        Some(method) => {
+            let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
+            let pruned = scratch.path().join("model.onnx");
+            let engine = EngineArgs::default();
+            prune_file(&args.export, &pruned, method, &args.amount, &engine)?;
+            let options = BTreeMap::from([("prune".to_owned(), args.amount.describe(method))]);
+            stage(&args.export, &args.output, |output, progress| {
+                let export = Export::open(&args.export)?;
+                build_from(&export, &pruned, output, weights, options, progress)
+            })?
+        }
+    };
     print_built(&args.output, &built, args.json)
 }
 
@@ -55,14 +78,24 @@ pub(super) fn write_bundle(
     output: &Path,
     weights: Weights,
 ) -> Result<Built, CommandError> {
+    stage(model, output, |output, progress| {
+        build(model, companions, output, weights, progress)
+    })
+}
+
+/// Shows progress while `build` writes, and puts what it wrote in its place.
+fn stage(
+    model: &Path,
+    output: &Path,
+    build: impl FnOnce(&Path, &mut dyn FnMut(f64)) -> Result<Built, BuildError>,
+) -> Result<Built, CommandError> {
     let staging = Staging::new(output).map_err(CommandError::write(output))?;
     let progress = Progress::share("building");
-    let built = build(model, companions, &staging.path(), weights, &mut |share| {
-        progress.at(share)
-    })
-    .map_err(|source| CommandError::Build {
-        path: model.to_owned(),
-        source: Box::new(source),
+    let built = build(&staging.path(), &mut |share| progress.at(share)).map_err(|source| {
+        CommandError::Build {
+            path: model.to_owned(),
+            source: Box::new(source),
+        }
     })?;
     staging.publish().map_err(CommandError::write(output))?;
     Ok(built)

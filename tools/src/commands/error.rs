@@ -2,6 +2,7 @@
 
 use crate::build::BuildError;
 use crate::lower::LeftOver;
+use crate::prune::PruneError;
 use crate::quantize::QuantizeError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,16 @@ pub(super) enum CommandError {
         #[source]
         source: QuantizeError,
     },
+    /// The model could not be pruned.
+    #[error("cannot prune {}", path.display())]
+    Prune {
+        path: PathBuf,
+        #[source]
+        source: Box<PruneError>,
+    },
+    /// Wanda has nothing to measure with.
+    #[error("pruning by wanda needs a text to measure on")]
+    NoCalibration,
     /// The model would not run.
     #[error("{} does not run", path.display())]
     Session {
@@ -166,6 +177,9 @@ impl CommandError {
                 source: niwaki::TemplateError::Missing,
                 ..
             } => "give a template with --template FILE, or continue a text with `niwaki run`",
+            CommandError::NoCalibration => {
+                "give --calibration FILE, or prune by magnitude, which needs no text"
+            }
             CommandError::NoBos { .. } => "choose --bos none",
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"

@@ -6,6 +6,7 @@ use super::{print, print_json};
 use crate::evaluate::{Beginnings, Evaluation, TokenStream, evaluate};
 use crate::report::{self, Progress};
 use clap::{Args, ValueEnum};
+use niwaki::Tokenizer;
 use serde::Serialize;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -42,7 +43,7 @@ pub(super) struct EvalArgs {
 
 /// Where the model's beginning-of-text token stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Bos {
+pub(super) enum Bos {
     /// "window" if the tokenizer puts it before every text, else "passage" if the model has one, else "none".
     Auto,
     /// Before each passage; passages are separated by empty lines.
@@ -144,7 +145,8 @@ impl fmt::Display for Figures {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, CommandError> {
+/// A text file.
+pub(super) fn read_text(path: &Path) -> Result<String, CommandError> {
     let bytes = std::fs::read(path).map_err(CommandError::read(path))?;
     String::from_utf8(bytes).map_err(|error| CommandError::NotText {
         path: path.to_owned(),
@@ -152,22 +154,35 @@ fn read_text(path: &Path) -> Result<String, CommandError> {
     })
 }
 
-fn beginnings(model: &Model, bos: Bos) -> Result<Beginnings, CommandError> {
-    let required = || {
-        model.bos().ok_or_else(|| CommandError::NoBos {
-            path: model.path().to_owned(),
+/// Where an opened model's beginning-of-text token stands.
+pub(super) fn beginnings(model: &Model, bos: Bos) -> Result<Beginnings, CommandError> {
+    bos.beginnings(model.bos(), model.tokenizer()?, model.path())
+}
+
+impl Bos {
+    /// Where the token `bos` of the model at `path` stands.
+    pub(super) fn beginnings(
+        self,
+        bos: Option<u32>,
+        tokenizer: &Tokenizer,
+        path: &Path,
+    ) -> Result<Beginnings, CommandError> {
+        let required = || {
+            bos.ok_or_else(|| CommandError::NoBos {
+                path: path.to_owned(),
+            })
+        };
+        Ok(match self {
+            Bos::None => Beginnings::None,
+            Bos::Passage => Beginnings::OfPassages(required()?),
+            Bos::Window => Beginnings::OfWindows(required()?),
+            Bos::Auto => match bos {
+                None => Beginnings::None,
+                Some(bos) if model::adds_first(tokenizer, bos, path)? => Beginnings::OfWindows(bos),
+                Some(bos) => Beginnings::OfPassages(bos),
+            },
         })
-    };
-    Ok(match bos {
-        Bos::None => Beginnings::None,
-        Bos::Passage => Beginnings::OfPassages(required()?),
-        Bos::Window => Beginnings::OfWindows(required()?),
-        Bos::Auto => match model.bos() {
-            None => Beginnings::None,
-            Some(bos) if model.tokenizer_adds_bos()? => Beginnings::OfWindows(bos),
-            Some(bos) => Beginnings::OfPassages(bos),
-        },
-    })
+    }
 }
 
 fn window_count(stream: &TokenStream, args: &EvalArgs) -> usize {

@@ -62,7 +62,8 @@ struct MemoryLine {
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
-    let model = match model::open_with(&args.model, &EngineArgs::default(), Weights::AsStored) {
+    let model = match model::open_with(&args.model, None, &EngineArgs::default(), Weights::AsStored)
+    {
         Ok(model) => model,
         Err(error) => return explain(args, error),
     };

@@ -11,6 +11,7 @@ mod inspect;
 mod logits;
 mod model;
 mod pack;
+mod prune;
 mod quantize;
 mod run;
 mod staging;
@@ -32,7 +33,7 @@ Environment:
               neon, dotprod, i8mm. Results do not depend on it.
   NO_COLOR    print without colours and emphasis";
 
-/// Imports, quantizes, packs, measures and runs language models for phones and small boards.
+/// Imports, prunes, quantizes, packs, measures and runs language models for phones and small boards.
 ///
 /// An exported ONNX model becomes one .niwaki file, which is mapped into memory and run with the same
 /// results, to the bit, on every CPU.
@@ -52,6 +53,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Prune(prune::PruneArgs),
     Quantize(quantize::QuantizeArgs),
     Pack(pack::PackArgs),
     Inspect(inspect::InspectArgs),
@@ -76,6 +78,7 @@ pub fn main() -> ExitCode {
     staging::clean_up_on_interrupt();
     let done = match cli.command {
         Command::Build(args) => build::run(&args),
+        Command::Prune(args) => prune::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -26,9 +26,14 @@ impl EngineArgs {
         EngineArgs { threads }
     }
 
+    /// Threads to compute with; 0 for as many as there are fast cores.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or(0, NonZeroUsize::get)
+    }
+
     fn options(&self) -> OpenOptions {
         OpenOptions {
-            threads: self.threads.map_or(0, NonZeroUsize::get),
+            threads: self.threads(),
             ..OpenOptions::default()
         }
     }
@@ -45,12 +50,22 @@ pub(super) struct Model {
 /// Opens a model. ONNX is lowered to a temporary bundle that computes what the ONNX operators mean: all in f32,
 /// quantized weights expanded.
 pub(super) fn open(path: &Path, args: &EngineArgs) -> Result<Model, CommandError> {
-    open_with(path, args, Weights::AsExported)
+    open_with(path, None, args, Weights::AsExported)
+}
+
+/// As [`open`]; an ONNX file's configuration and tokenizer come from another folder.
+pub(super) fn open_beside(
+    path: &Path,
+    companions: &Path,
+    args: &EngineArgs,
+) -> Result<Model, CommandError> {
+    open_with(path, Some(companions), args, Weights::AsExported)
 }
 
 /// Opens a model; ONNX is lowered to a temporary bundle with these weights.
 pub(super) fn open_with(
     path: &Path,
+    companions: Option<&Path>,
     args: &EngineArgs,
     weights: Weights,
 ) -> Result<Model, CommandError> {
@@ -59,7 +74,7 @@ pub(super) fn open_with(
         Kind::Onnx => {
             let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
             let bundle = scratch.path().join("model.niwaki");
-            write_bundle(path, None, &bundle, weights)?;
+            write_bundle(path, companions, &bundle, weights)?;
             (bundle, Some(scratch))
         }
     };
@@ -107,11 +122,6 @@ impl Model {
         self.engine.generation_defaults().bos_token
     }
 
-    /// Whether the tokenizer itself puts the beginning-of-text token before every text.
-    pub(super) fn tokenizer_adds_bos(&self) -> Result<bool, CommandError> {
-        Ok(self.bos().is_some() && self.encode("a", true)?.first().copied() == self.bos())
-    }
-
     /// The tokens of a prompt, with the beginning-of-text token before them if the model has one and `bos` asks
     /// for it.
     pub(super) fn encode_prompt(&self, prompt: &str, bos: bool) -> Result<Vec<u32>, CommandError> {
@@ -137,6 +147,21 @@ impl Model {
                 source,
             })
     }
+}
+
+/// Whether a tokenizer itself puts the beginning-of-text token before every text.
+pub(super) fn adds_first(
+    tokenizer: &Tokenizer,
+    bos: u32,
+    path: &Path,
+) -> Result<bool, CommandError> {
+    let tokens = tokenizer
+        .encode("a", true)
+        .map_err(|source| CommandError::Encode {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(tokens.first() == Some(&bos))
 }
 
 /// What lies at a path.

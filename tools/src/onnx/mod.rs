@@ -2,10 +2,12 @@
 //!
 //! - `proto`: the protobuf messages; `node` adds readers of attributes to them
 //! - `model`, `tensor`, `external`: a model on disk and its tensors, mapped and never copied
+//! - `constant_matrix`: the constant matrix behind a node's input, read row by row
 //! - `order`, `functions`: sorted nodes, and model-local functions inlined
 //! - `evaluate`: one node on given values, through tract
 //! - `write`: a model back to disk
 
+mod constant_matrix;
 mod error;
 mod evaluate;
 mod external;
@@ -25,6 +27,7 @@ mod tensor;
 mod tests;
 mod write;
 
+pub(crate) use constant_matrix::{ChannelRows, Matrix, Producers};
 pub use error::OnnxError;
 pub use evaluate::evaluate_node;
 pub use map::map_file;

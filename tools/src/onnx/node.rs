@@ -3,13 +3,18 @@
 use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 impl NodeProto {
+    /// The node's name, or that of what it computes.
+    pub fn name_or_output(&self) -> &str {
+        match self.name() {
+            "" => self.output.first().map_or("", String::as_str),
+            name => name,
+        }
+    }
+
     /// The operator and the name, for messages: `MatMul "/model/layers.0/mlp/up_proj/MatMul"`. A node without a name is
     /// called after its first output.
     pub fn label(&self) -> String {
-        let name = match self.name() {
-            "" => self.output.first().map_or("", String::as_str),
-            name => name,
-        };
+        let name = self.name_or_output();
         if self.is_onnx() {
             format!("{} {name:?}", self.op_type())
         } else {

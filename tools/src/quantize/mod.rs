@@ -1,7 +1,6 @@
 //! Quantizing an ONNX model's weights: a rewrite from ONNX to ONNX that onnxruntime can run.
 //!
 //! - `rtn`: round to nearest, the quantizer that needs no data
-//! - `weights`: finding the constant matrix behind a node's input, and reading it row by row
 //! - `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`
 //! - `rewrite`: the nodes of the graph
 //!
@@ -13,7 +12,6 @@ pub mod rtn;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod weights;
 
 use serde::Serialize;
 

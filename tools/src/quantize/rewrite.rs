@@ -9,10 +9,9 @@ use super::{
     BLOCK, Bits, LeftNode, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedMatrix,
     Quantizer, ScaleGrid, WeightRows,
     operators::{pack_gather_row, pack_matmul_row},
-    weights::{ChannelRows, Matrix, Producers},
 };
 use crate::onnx::{
-    DataType, OnnxError, OnnxModel,
+    ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers,
     proto::{
         AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
         attribute_proto::AttributeType,

@@ -7,7 +7,7 @@ use super::threads::default_threads;
 use crate::bundle::{
     Bundle, BundleError, ElementKind, GenerationDefaults, Manifest, Verify, WeightTable,
 };
-use crate::graph::Graph;
+use crate::graph::{Graph, Op};
 use crate::kv::KvCache;
 use crate::model::{Decoder, ModelError, Turn};
 use crate::text::{TextError, Tokenizer};
@@ -98,6 +98,7 @@ struct Inner {
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     settings: Settings,
+    token_ids: usize,
 }
 
 /// What the options mean for this bundle.
@@ -107,6 +108,22 @@ struct Settings {
     context_tokens: usize,
     kv: KvElement,
     isa: Isa,
+}
+
+/// Rows of the smallest embedding.
+fn token_ids(bundle: &Bundle) -> usize {
+    let tables = bundle
+        .graph()
+        .nodes
+        .iter()
+        .filter_map(|node| match node.op {
+            Op::Embed { table, .. } => bundle.weight_table().matrices.get(table),
+            _ => None,
+        });
+    tables
+        .map(|table| table.rows)
+        .min()
+        .unwrap_or(bundle.graph().vocabulary)
 }
 
 impl Engine {
@@ -208,6 +225,7 @@ impl Engine {
             settings.isa.name(),
             settings.context_tokens
         );
+        let token_ids = token_ids(&bundle);
         Ok(Engine {
             inner: Arc::new(Inner {
                 bundle,
@@ -216,6 +234,7 @@ impl Engine {
                 tokenizer,
                 plan,
                 settings,
+                token_ids,
             }),
         })
     }
@@ -240,6 +259,11 @@ impl Engine {
     /// The lowered graph.
     pub fn graph(&self) -> &Graph {
         self.inner.bundle.graph()
+    }
+
+    /// Number of token ids that can be given: rows of the embedding, at least as many as the logits have columns.
+    pub fn token_ids(&self) -> usize {
+        self.inner.token_ids
     }
 
     /// Where the weights lie and how they are stored.

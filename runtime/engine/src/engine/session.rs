@@ -174,7 +174,7 @@ impl Session {
     ) -> Result<Logits, SessionError> {
         let start = Instant::now();
         let vocabulary = self.engine.graph().vocabulary;
-        self.check(tokens, vocabulary)?;
+        self.check(tokens, self.engine.token_ids())?;
         let rows = match logits_for {
             LogitsFor::LastToken => 1,
             LogitsFor::EveryToken => tokens.len(),
@@ -220,7 +220,7 @@ impl Session {
         Ok(Logits { values, vocabulary })
     }
 
-    fn check(&self, tokens: &[u32], vocabulary: usize) -> Result<(), SessionError> {
+    fn check(&self, tokens: &[u32], token_ids: usize) -> Result<(), SessionError> {
         if tokens.is_empty() {
             return Err(SessionError::NoTokens);
         }
@@ -235,12 +235,12 @@ impl Session {
         match tokens
             .iter()
             .enumerate()
-            .find(|(_, token)| **token as usize >= vocabulary)
+            .find(|(_, token)| **token as usize >= token_ids)
         {
             Some((index, token)) => Err(SessionError::UnknownToken {
                 token: *token,
                 index,
-                vocabulary,
+                vocabulary: token_ids,
             }),
             None => Ok(()),
         }

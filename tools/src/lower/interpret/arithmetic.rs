@@ -4,7 +4,7 @@ use super::super::base::{Def, NormDef, TableRows, Unary};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, Understood, Value, name_of, not_understood};
+use super::{Interpreter, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -14,7 +14,7 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = name_of(node);
+        let label = node.name_or_output();
         let one = |form: Form| Ok(Some(vec![Value::Form(form)]));
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let form = |index: usize| match input(index) {
@@ -346,7 +346,9 @@ impl Interpreter<'_> {
             *last = 1;
         }
         let kept = node.int("keepdims").unwrap_or(1) != 0;
-        let mut mean = self.bases.add(name_of(node), Def::Mean { x }, &shape);
+        let mut mean = self
+            .bases
+            .add(node.name_or_output(), Def::Mean { x }, &shape);
         if node.op_type() == "ReduceSum" {
             mean = mean.scaled(count as f64);
         }
@@ -397,7 +399,11 @@ impl Interpreter<'_> {
             epsilon,
             group,
         });
-        Ok(Value::Form(self.bases.add(name_of(node), def, &shape)))
+        Ok(Value::Form(self.bases.add(
+            node.name_or_output(),
+            def,
+            &shape,
+        )))
     }
 
     /// The product with a dynamic scale: more known factors, or the accumulators they were waiting for.

@@ -4,7 +4,7 @@ use super::super::base::{AttentionDef, Def, Rounding};
 use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
-use super::{Interpreter, Understood, Value, name_of, not_understood};
+use super::{Interpreter, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 use std::rc::Rc;
 
@@ -238,7 +238,7 @@ impl Interpreter<'_> {
             }
             for (part, x) in [&mut q, &mut k, &mut v].into_iter().enumerate() {
                 let bias = Known::from_f32(&[width], &values[part * width..(part + 1) * width])?;
-                *x = self.add_value(name_of(node), x, &Value::Known(bias))?;
+                *x = self.add_value(node.name_or_output(), x, &Value::Known(bias))?;
             }
         }
         if inputs.get(4).is_some_and(Option::is_some) {
@@ -298,9 +298,9 @@ impl Interpreter<'_> {
         if node.ints("qkv_hidden_sizes").is_some() {
             return not_understood("its query, key and value have different widths");
         }
-        let mut qkv = self.linear(name_of(node), &x, weight.transposed())?;
+        let mut qkv = self.linear(node.name_or_output(), &x, weight.transposed())?;
         if let Some(Some(bias)) = inputs.get(2) {
-            qkv = self.add_value(name_of(node), &qkv, &bias.clone())?;
+            qkv = self.add_value(node.name_or_output(), &qkv, &bias.clone())?;
         }
         let (q, k, v) = split_heads(&qkv, heads, heads)?;
         let mask = self.score_bias(inputs, 5)?;
@@ -421,7 +421,7 @@ impl Interpreter<'_> {
         let shape = [batch, self.lengths.tokens, width];
         let form = self
             .bases
-            .add(name_of(node), Def::Attention(Box::new(def)), &shape);
+            .add(node.name_or_output(), Def::Attention(Box::new(def)), &shape);
         Ok(vec![Value::Form(form)])
     }
 }

@@ -128,15 +128,6 @@ pub(super) fn not_understood<T>(reason: impl Into<String>) -> Understood<T> {
     Err(Trouble::NotUnderstood(reason.into()))
 }
 
-/// The node's name, or that of what it computes.
-pub(super) fn name_of(node: &NodeProto) -> &str {
-    if node.name().is_empty() {
-        node.output.first().map_or("", String::as_str)
-    } else {
-        node.name()
-    }
-}
-
 /// Largest constant that is evaluated rather than read lazily, in elements.
 const EVALUATE_ELEMENTS_MAX: usize = 1 << 24;
 /// Most elements of all results together, several times what the largest on-device decoders have.
@@ -279,7 +270,7 @@ impl<'m> Interpreter<'m> {
                 Ok(values) => values,
                 Err(Trouble::NotUnderstood(reason)) => {
                     self.obstacles.push(Obstacle {
-                        node: name_of(node).to_owned(),
+                        node: node.name_or_output().to_owned(),
                         operator: node.op_type().to_owned(),
                         reason,
                     });

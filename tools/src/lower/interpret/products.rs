@@ -5,7 +5,7 @@ use super::super::form::Form;
 use super::super::known::Known;
 use super::super::layout;
 use super::super::matrix::MatrixSource;
-use super::{Interpreter, Understood, Value, name_of, not_understood};
+use super::{Interpreter, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 
 impl Interpreter<'_> {
@@ -56,7 +56,7 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = name_of(node);
+        let label = node.name_or_output();
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let flag = |name: &str| node.int(name).unwrap_or(0) != 0;
         let result = match (node.op_type(), input(0), input(1)) {

@@ -4,7 +4,7 @@ use super::super::base::{Def, Rounding};
 use super::super::form::Form;
 use super::super::matrix::{MatrixSource, ZeroPoints};
 use super::super::stored::{Codes, Grid, Reals};
-use super::{Interpreter, Understood, Value, name_of, not_understood};
+use super::{Interpreter, Understood, Value, not_understood};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, TensorView};
 
@@ -20,7 +20,7 @@ impl Interpreter<'_> {
         node: &NodeProto,
         inputs: &[Option<Value>],
     ) -> Understood<Option<Vec<Value>>> {
-        let label = name_of(node);
+        let label = node.name_or_output();
         let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
         let stored = |index: usize| match inputs.get(index) {
             Some(Some(Value::Stored(view))) => Some(view.clone()),

@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Range};
 
 use half::{bf16, f16};
 
-use crate::onnx::{
+use super::{
     DataType, OnnxError, OnnxModel, TensorView,
     proto::{GraphProto, NodeProto},
 };
@@ -13,10 +13,10 @@ use crate::onnx::{
 const MAX_CHAIN: usize = 64;
 
 /// The graph's values by the node that computes them.
-pub(super) struct Producers<'a>(HashMap<&'a str, &'a NodeProto>);
+pub(crate) struct Producers<'a>(HashMap<&'a str, &'a NodeProto>);
 
 impl<'a> Producers<'a> {
-    pub(super) fn of(graph: &'a GraphProto) -> Self {
+    pub(crate) fn of(graph: &'a GraphProto) -> Self {
         let outputs = |node: &'a NodeProto| {
             node.output
                 .iter()
@@ -25,13 +25,15 @@ impl<'a> Producers<'a> {
         Self(graph.node.iter().flat_map(outputs).collect())
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&'a NodeProto> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'a NodeProto> {
         self.0.get(name).copied()
     }
 }
 
 /// A constant matrix of floats: a stored tensor, transposed and cast on its way to the node.
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
+    /// The value that holds the stored tensor: an initializer, or what a `Constant` gives.
+    value: String,
     stored: TensorView,
     transposed: bool,
     /// The types that it is cast to, in order.
@@ -41,7 +43,7 @@ pub(super) struct Matrix {
 impl Matrix {
     /// The matrix behind the value `name`: an initializer or `Constant`, through `Transpose`, `Cast` and `Identity`.
     /// `None` for anything else, and for constants that are not 2-D or not of a 16- or 32-bit float type.
-    pub(super) fn behind(
+    pub(crate) fn behind(
         model: &OnnxModel,
         producers: &Producers<'_>,
         name: &str,
@@ -89,6 +91,7 @@ impl Matrix {
             }
             casts.reverse();
             return Ok(Some(Self {
+                value: name.to_owned(),
                 stored: model.view(tensor)?,
                 transposed,
                 casts,
@@ -98,12 +101,22 @@ impl Matrix {
     }
 
     /// The name of the stored tensor.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.stored.name()
     }
 
+    /// The value that holds the stored tensor: an initializer, or what a `Constant` gives.
+    pub(crate) fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The stored tensor.
+    pub(crate) fn stored(&self) -> &TensorView {
+        &self.stored
+    }
+
     /// The element type that the node sees.
-    pub(super) fn data_type(&self) -> DataType {
+    pub(crate) fn data_type(&self) -> DataType {
         self.casts.last().copied().unwrap_or(self.stored.data_type)
     }
 }
@@ -116,8 +129,8 @@ fn is_float(data_type: DataType) -> bool {
 }
 
 /// A matrix with its output channels as rows.
-pub(super) struct ChannelRows {
-    pub(super) matrix: Matrix,
+pub(crate) struct ChannelRows {
+    pub(crate) matrix: Matrix,
     /// Which axis of the stored tensor counts the output channels.
     channel_axis: usize,
     /// What the values are multiplied by (the `alpha` of `Gemm`).
@@ -126,7 +139,7 @@ pub(super) struct ChannelRows {
 
 impl ChannelRows {
     /// For a matrix whose axis `channel_axis`, as the node sees it, counts the output channels.
-    pub(super) fn new(matrix: Matrix, channel_axis: usize, factor: f32) -> Self {
+    pub(crate) fn new(matrix: Matrix, channel_axis: usize, factor: f32) -> Self {
         let channel_axis = if matrix.transposed {
             1 - channel_axis
         } else {
@@ -139,16 +152,25 @@ impl ChannelRows {
         }
     }
 
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.matrix.stored.dims[self.channel_axis]
     }
 
-    pub(super) fn columns(&self) -> usize {
+    pub(crate) fn columns(&self) -> usize {
         self.matrix.stored.dims[1 - self.channel_axis]
     }
 
+    /// Where the stored tensor holds the weight from input channel `column` to output channel `row`.
+    pub(crate) fn stored_index(&self, row: usize, column: usize) -> usize {
+        if self.channel_axis == 0 {
+            row * self.columns() + column
+        } else {
+            column * self.rows() + row
+        }
+    }
+
     /// Rows `range`, row-major, into `out`.
-    pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), OnnxError> {
+    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), OnnxError> {
         let (rows, columns) = (self.rows(), self.columns());
         out.clear();
         out.resize(range.len() * columns, 0.0);
