@@ -18,13 +18,23 @@ fn fast_cores(capacities: &[u32]) -> usize {
         .count()
 }
 
-/// Relative speed of each core as Linux and Android tell it; empty where the system does not say.
+/// Relative speed of each core as Linux and Android tell it, or the highest frequency of each where there is no
+/// speed; empty where the system says neither.
 fn core_capacities() -> Vec<u32> {
-    let capacity = |cpu: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/cpu_capacity");
+    let capacities = of_each_core("cpu_capacity");
+    if capacities.is_empty() {
+        of_each_core("cpufreq/cpuinfo_max_freq")
+    } else {
+        capacities
+    }
+}
+
+fn of_each_core(file: &str) -> Vec<u32> {
+    let number = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/{file}");
         std::fs::read_to_string(path).ok()?.trim().parse().ok()
     };
-    (0..1024).map_while(capacity).collect()
+    (0..1024).map_while(number).collect()
 }
 
 #[cfg(test)]

@@ -1,19 +1,23 @@
 //! What each graph operator does, in terms of the kernels.
 
+use super::steps::{Step, Sum};
 use super::turn::Turn;
 use crate::bundle::Bundle;
 use crate::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
-use niwaki_kernels::{AttentionOptions, Kernels, Matrix, Rows, RowsMut};
+use niwaki_kernels::{
+    AttentionOptions, Kernels, MatmulInput, Matrix, Norm, Residual, Rows, RowsMut,
+};
 use tract_core::internal::*;
 
-/// Computes the value of `node`: `[rows, width]`.
+/// Computes the value of `step`: `[rows, width]`.
 pub(super) fn compute(
-    node: &Node,
+    step: &Step,
     bundle: &Bundle,
     kernels: &Kernels,
     turn: &mut Turn,
     inputs: &[TValue],
 ) -> TractResult<Arc<Tensor>> {
+    let node = node_of(bundle, step.node)?;
     let available = inputs
         .first()
         .and_then(|input| input.shape().first())
@@ -69,17 +73,29 @@ pub(super) fn compute(
             bias,
         } => {
             let x = input(node, inputs, 0)?;
-            let weight = weight.map(|id| vector(bundle, id)).transpose()?;
-            let bias = bias.map(|id| vector(bundle, id)).transpose()?;
+            let weight = optional_vector(bundle, *weight)?;
+            let bias = optional_vector(bundle, *bias)?;
             match kind {
                 NormKind::Rms => kernels.norm_rms(&x, *group, weight, bias, *epsilon, out),
                 NormKind::Layer => kernels.norm_layer(&x, *group, weight, bias, *epsilon, out),
             }
         }
         Op::Linear { weight, bias } => {
-            let x = input(node, inputs, 0)?;
-            let bias = bias.map(|id| vector(bundle, id)).transpose()?;
-            kernels.matmul(&matrix(bundle, *weight)?, &x, bias, &mut turn.scratch, out);
+            let matrix = matrix(bundle, *weight)?;
+            let bias = optional_vector(bundle, *bias)?;
+            let residual = step.sum.map(|sum| residual(&sum, inputs)).transpose()?;
+            let residual = residual.as_ref().map(|(rows, scale)| Residual {
+                rows,
+                scale: *scale,
+            });
+            if matrix.format().is_quantized() {
+                quantize(step, node, bundle, kernels, turn, inputs)?;
+                let x = MatmulInput::Quantized(&turn.quantized);
+                kernels.matmul_add(&matrix, x, bias, residual, out);
+            } else {
+                let x = input(node, inputs, 0)?;
+                kernels.matmul_add(&matrix, MatmulInput::Float(&x), bias, residual, out);
+            }
         }
         Op::Rope { table, head_dim } => {
             let x = input(node, inputs, 0)?;
@@ -164,10 +180,67 @@ pub(super) fn compute(
     Ok(output)
 }
 
+/// Quantizes the input of the matrix product `node`, if the product before did not read the same.
+fn quantize(
+    step: &Step,
+    node: &Node,
+    bundle: &Bundle,
+    kernels: &Kernels,
+    turn: &mut Turn,
+    inputs: &[TValue],
+) -> TractResult<()> {
+    let columns = node.inputs.first().copied();
+    if columns.is_some() && turn.quantized_columns == columns {
+        return Ok(());
+    }
+    turn.quantized_columns = None;
+    let out = &mut turn.quantized;
+    let source = step.source.map(|id| node_of(bundle, id)).transpose()?;
+    match source.map(|source| (source, &source.op)) {
+        None => kernels.quantize(&input(node, inputs, 0)?, out),
+        Some((
+            source,
+            Op::Norm {
+                kind,
+                epsilon,
+                weight,
+                bias,
+                ..
+            },
+        )) => {
+            let norm = match kind {
+                NormKind::Rms => Norm::Rms,
+                NormKind::Layer => Norm::Layer,
+            };
+            let x = input(source, inputs, 0)?;
+            let weight = optional_vector(bundle, *weight)?;
+            let bias = optional_vector(bundle, *bias)?;
+            kernels.quantize_norm(norm, &x, weight, bias, *epsilon, out);
+        }
+        Some((source, Op::Gate { activation })) => {
+            let (gate, up) = (input(source, inputs, 0)?, input(source, inputs, 1)?);
+            kernels.quantize_gate(kernel_activation(*activation), &gate, &up, out);
+        }
+        Some((_, op)) => bail!("{op:?} is not quantized as it is computed"),
+    }
+    turn.quantized_columns = columns;
+    Ok(())
+}
+
+/// What a product is added to, the last input of its step, and the factor on the product.
+fn residual<'a>(sum: &Sum, inputs: &'a [TValue]) -> TractResult<(Rows<'a>, f32)> {
+    let value = inputs.last().context("too few inputs")?;
+    Ok((columns(value, &sum.residual)?, sum.scale))
+}
+
 /// The columns that input `index` of `node` reads, in place.
 fn input<'a>(node: &Node, inputs: &'a [TValue], index: usize) -> TractResult<Rows<'a>> {
-    let Columns { offset, width, .. } = *node.inputs.get(index).context("too few inputs")?;
-    let value = inputs.get(index).context("too few inputs")?;
+    let wanted = node.inputs.get(index).context("too few inputs")?;
+    columns(inputs.get(index).context("too few inputs")?, wanted)
+}
+
+fn columns<'a>(value: &'a TValue, columns: &Columns) -> TractResult<Rows<'a>> {
+    let Columns { offset, width, .. } = *columns;
     let &[rows, stride] = value.shape() else {
         bail!("an input of rank {}", value.rank())
     };
@@ -184,6 +257,14 @@ fn matrix(bundle: &Bundle, id: graph::MatrixId) -> TractResult<Matrix<'_>> {
 
 fn vector(bundle: &Bundle, id: VectorId) -> TractResult<&[f32]> {
     bundle.vector(id).context("no such vector")
+}
+
+fn optional_vector(bundle: &Bundle, id: Option<VectorId>) -> TractResult<Option<&[f32]>> {
+    id.map(|id| vector(bundle, id)).transpose()
+}
+
+fn node_of(bundle: &Bundle, id: usize) -> TractResult<&Node> {
+    bundle.graph().nodes.get(id).context("no such node")
 }
 
 fn pair_layout(pairs: graph::PairLayout) -> niwaki_kernels::PairLayout {

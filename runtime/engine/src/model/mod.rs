@@ -1,8 +1,9 @@
-//! The lowered graph as a tract model: one operator per node, one plan for prefill and decode.
+//! The lowered graph as a tract model: one operator per step, one plan for prefill and decode.
 
 mod compute;
 mod operator;
 mod profile;
+mod steps;
 mod turn;
 mod value_pool;
 

@@ -1,10 +1,11 @@
 //! The tract operator of one graph node, and the model made of them.
 
 use super::compute::compute;
+use super::steps::{Step, steps};
 use super::turn::Turn;
-use super::value_pool::{PoolColumns, Step, pool_columns};
+use super::value_pool::{Live, PoolColumns, pool_columns};
 use crate::bundle::Bundle;
-use crate::graph::{Node, Op as GraphOp, RowSet};
+use crate::graph::{Node, RowSet};
 use niwaki_kernels::Kernels;
 use std::cell::RefCell;
 use std::fmt;
@@ -37,13 +38,16 @@ pub(crate) struct Decoder {
     pool_columns: PoolColumns,
 }
 
-/// The operator of one node. Cloning it copies no weights; equality is identity, so that comparing two
+/// Rows of values after the last rows were picked.
+const WANTED: &str = "wanted";
+
+/// The operator of one step. Cloning it copies no weights; equality is identity, so that comparing two
 /// never touches a page of them.
 #[derive(Clone)]
 struct Operator {
     bundle: Arc<Bundle>,
     kernels: Arc<Kernels>,
-    node: usize,
+    step: Step,
     /// Number of rows of the value, symbolic.
     rows: TDim,
 }
@@ -58,58 +62,64 @@ impl Decoder {
         let graph = bundle.graph();
         let mut model = TypedModel::default();
         let tokens = model.symbols.sym("tokens").to_dim();
-        let wanted = model.symbols.sym("wanted").to_dim();
+        let wanted = model.symbols.sym(WANTED).to_dim();
         let source = model.add_source("token ids", u32::fact([tokens.clone()]))?;
-        let mut tract_ids = Vec::with_capacity(graph.nodes.len());
-        for (index, (node, row_set)) in graph.nodes.iter().zip(graph.row_sets()).enumerate() {
-            let rows = match row_set {
-                RowSet::Tokens => tokens.clone(),
-                RowSet::Wanted => wanted.clone(),
+        let row_sets = graph.row_sets();
+        let is_quantized = |id| {
+            let matrix = bundle.matrix(id);
+            matrix.is_some_and(|matrix| matrix.format().is_quantized())
+        };
+        let mut tract_ids: Vec<Option<OutletId>> = vec![None; graph.nodes.len()];
+        for step in steps(graph, is_quantized) {
+            let value = step.value();
+            let node = graph.nodes.get(value).context("no such node")?;
+            let rows = match row_sets.get(value) {
+                Some(RowSet::Wanted) => wanted.clone(),
+                _ => tokens.clone(),
             };
             let fact = f32::fact([rows.clone(), node.width.to_dim()]);
             let operator = Operator {
                 bundle: bundle.clone(),
                 kernels: kernels.clone(),
-                node: index,
+                step,
                 rows,
             };
             // Not `wire_node`: it looks through all earlier names every time.
             let id = model.add_node(
-                format!("{index} {}", node.name),
+                format!("{value} {}", node.name),
                 Box::new(operator) as Box<dyn TypedOp>,
                 tvec!(fact),
             )?;
-            let inputs: Vec<OutletId> = match &node.op {
-                GraphOp::Embed { .. } | GraphOp::PositionEmbed { .. } => vec![source],
-                _ => node
-                    .inputs
-                    .iter()
-                    .map(|input| {
-                        tract_ids
-                            .get(input.node)
-                            .copied()
-                            .context("an input that was not built")
-                    })
-                    .collect::<TractResult<_>>()?,
-            };
+            let mut inputs = Vec::new();
+            for input in step.inputs(graph) {
+                let built = tract_ids.get(input.node).copied().flatten();
+                inputs.push(built.context("an input that was not built")?);
+            }
+            // Embeddings read the tokens.
+            if inputs.is_empty() {
+                inputs.push(source);
+            }
             for (slot, input) in inputs.into_iter().enumerate() {
                 model.add_edge(input, InletId::new(id, slot))?;
             }
-            tract_ids.push(OutletId::new(id, 0));
+            if let Some(tract_id) = tract_ids.get_mut(value) {
+                *tract_id = Some(OutletId::new(id, 0));
+            }
         }
-        let logits = tract_ids.get(graph.logits).copied().context("no logits")?;
+        let logits = tract_ids.get(graph.logits).copied().flatten();
+        let logits = logits.context("no logits")?;
         model.select_output_outlets(&[logits])?;
         let plan = TypedSimplePlan::new(model)?;
-        let steps: Vec<Step> = plan
+        let live: Vec<Live> = plan
             .order_without_consts()
             .iter()
             .filter_map(|id| plan.model().node(*id).op_as::<Operator>())
-            .map(|operator| Step {
-                node: operator.node,
+            .map(|operator| Live {
+                step: operator.step,
                 wanted: operator.rows == wanted,
             })
             .collect();
-        let pool_columns = pool_columns(graph, &steps);
+        let pool_columns = pool_columns(graph, &live);
         Ok(Decoder { plan, pool_columns })
     }
 
@@ -137,6 +147,11 @@ impl Decoder {
 
     /// Runs the plan over `tokens`; the turn says at which positions.
     pub(crate) fn run(state: &mut TypedSimpleState, tokens: &[u32]) -> Result<TValue, ModelError> {
+        // Otherwise tract looks for the number of wanted rows at every operator until it meets them.
+        let wanted = state.model().symbols.sym(WANTED);
+        let wanted_rows = Self::turn(state)?.wanted_rows.min(tokens.len());
+        let symbols = &mut state.turn_state.resolved_symbols;
+        symbols.set(&wanted, wanted_rows as i64);
         let result = Tensor::from_shape(&[tokens.len()], tokens)
             .and_then(|ids| state.run(tvec!(ids.into_tvalue())))
             .and_then(|mut outputs| outputs.pop().context("no logits"));
@@ -149,24 +164,34 @@ impl Decoder {
 }
 
 impl Operator {
+    /// The node whose value the operator computes.
     fn node(&self) -> TractResult<&Node> {
-        self.bundle
-            .graph()
-            .nodes
-            .get(self.node)
+        let nodes = &self.bundle.graph().nodes;
+        nodes
+            .get(self.step.value())
             .context("an operator without its node")
     }
 }
 
 impl fmt::Debug for Operator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.bundle.graph().nodes.get(self.node))
+        let Step { node, source, sum } = self.step;
+        let computed = [source, Some(node), sum.map(|sum| sum.node)];
+        let nodes = &self.bundle.graph().nodes;
+        f.debug_list()
+            .entries(
+                computed
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|id| nodes.get(id)),
+            )
+            .finish()
     }
 }
 
 impl PartialEq for Operator {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.bundle, &other.bundle) && self.node == other.node
+        Arc::ptr_eq(&self.bundle, &other.bundle) && self.step == other.step
     }
 }
 
@@ -178,7 +203,7 @@ impl Op for Operator {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        Ok(vec![format!("{:?}", self.node()?.op)])
+        Ok(vec![format!("{self:?}")])
     }
 
     op_as_typed_op!();
@@ -199,15 +224,9 @@ impl EvalOp for Operator {
             return Err(Cancelled.into());
         }
         let start = turn.profile.is_some().then(Instant::now);
-        let output = compute(
-            self.node()?,
-            &self.bundle,
-            &self.kernels,
-            &mut turn,
-            &inputs,
-        )?;
+        let output = compute(&self.step, &self.bundle, &self.kernels, &mut turn, &inputs)?;
         if let (Some(start), Some(profile)) = (start, &mut turn.profile) {
-            profile.add_node(self.node, start.elapsed());
+            profile.add_node(self.step.node, start.elapsed());
         }
         Ok(tvec!(TValue::from_const(output)))
     }

@@ -3,7 +3,7 @@
 use super::profile::Profile;
 use super::value_pool::ValuePool;
 use crate::engine::Cancellation;
-use crate::graph::{Graph, RopeTable};
+use crate::graph::{Columns, Graph, RopeTable};
 use crate::kv::KvCache;
 use niwaki_kernels::{QuantizedRows, RopeTables, Rows, rope_angles};
 
@@ -12,8 +12,10 @@ pub(crate) struct Turn {
     pub(crate) cache: KvCache,
     /// Logits are wanted of this many rows, the last ones.
     pub(crate) wanted_rows: usize,
-    /// Quantized activations of the matrix product at hand.
-    pub(crate) scratch: QuantizedRows,
+    /// The input of the last quantized matrix product: the next one often reads the same.
+    pub(crate) quantized: QuantizedRows,
+    /// Which columns those are, if they are of this run.
+    pub(crate) quantized_columns: Option<Columns>,
     pub(crate) values: ValuePool,
     /// Filled while it is there.
     pub(crate) profile: Option<Profile>,
@@ -45,7 +47,8 @@ impl Turn {
         Turn {
             cache,
             wanted_rows: 0,
-            scratch: QuantizedRows::new(),
+            quantized: QuantizedRows::new(),
+            quantized_columns: None,
             values: ValuePool::default(),
             profile: None,
             cancellation: None,
@@ -56,6 +59,7 @@ impl Turn {
     /// Prepares a run of `tokens` tokens after those in the cache.
     pub(crate) fn begin(&mut self, ropes: &[RopeTable], tokens: usize, wanted_rows: usize) {
         self.wanted_rows = wanted_rows;
+        self.quantized_columns = None;
         self.values.prepare(tokens, wanted_rows);
         let first = self.cache.len();
         for (angles, rope) in self.angles.iter_mut().zip(ropes) {

@@ -3,6 +3,7 @@
 //! Values come and go hundreds of times per token while pages of keys and values stay: left to the
 //! allocator, the pages settle between the values and memory fragments to a multiple of what is alive.
 
+use super::steps::Step;
 use crate::graph::Graph;
 use std::sync::Arc;
 use tract_core::internal::*;
@@ -36,13 +37,12 @@ impl ValuePool {
     }
 }
 
-/// One step of a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
-    /// The graph node it computes.
-    pub(crate) node: usize,
-    /// Its value has rows only for wanted logits.
-    pub(crate) wanted: bool,
+/// One step of a plan, and which rows its value has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Live {
+    pub(super) step: Step,
+    /// Only rows of wanted logits.
+    pub(super) wanted: bool,
 }
 
 /// Columns of all tensors that a pool ends up with.
@@ -54,36 +54,35 @@ pub(crate) struct PoolColumns {
     pub(crate) per_wanted: usize,
 }
 
-/// What the pool of a run over `steps` ends up with: a value lives from its step to the end of the last
+/// What the pool of a run over `plan` ends up with: a value lives from its step to the end of the last
 /// step that reads it.
-pub(crate) fn pool_columns(graph: &Graph, steps: &[Step]) -> PoolColumns {
-    let width = |step: &Step| graph.nodes.get(step.node).map_or(0, |node| node.width);
+pub(super) fn pool_columns(graph: &Graph, plan: &[Live]) -> PoolColumns {
+    let width = |live: &Live| {
+        let node = graph.nodes.get(live.step.value());
+        node.map_or(0, |node| node.width)
+    };
     let mut last_use = vec![0; graph.nodes.len()];
-    for (at, step) in steps.iter().enumerate() {
-        for input in graph
-            .nodes
-            .get(step.node)
-            .into_iter()
-            .flat_map(|node| &node.inputs)
-        {
+    for (at, live) in plan.iter().enumerate() {
+        for input in live.step.inputs(graph) {
             if let Some(last_use) = last_use.get_mut(input.node) {
                 *last_use = at;
             }
         }
     }
-    let mut dying: Vec<Vec<Step>> = vec![Vec::new(); steps.len()];
-    for step in steps.iter().filter(|step| step.node != graph.logits) {
-        if let Some(dying) = last_use.get(step.node).and_then(|at| dying.get_mut(*at)) {
-            dying.push(*step);
+    let mut dying: Vec<Vec<Live>> = vec![Vec::new(); plan.len()];
+    for live in plan.iter().filter(|live| live.step.value() != graph.logits) {
+        let last_use = last_use.get(live.step.value());
+        if let Some(dying) = last_use.and_then(|at| dying.get_mut(*at)) {
+            dying.push(*live);
         }
     }
     let mut free: HashMap<(bool, usize), usize> = HashMap::default();
     let mut columns = PoolColumns::default();
-    for (step, dying) in steps.iter().zip(&dying) {
-        let width_ = width(step);
-        match free.get_mut(&(step.wanted, width_)) {
+    for (live, dying) in plan.iter().zip(&dying) {
+        let width_ = width(live);
+        match free.get_mut(&(live.wanted, width_)) {
             Some(count) if *count > 0 => *count -= 1,
-            _ if step.wanted => columns.per_wanted = columns.per_wanted.saturating_add(width_),
+            _ if live.wanted => columns.per_wanted = columns.per_wanted.saturating_add(width_),
             _ => columns.per_token = columns.per_token.saturating_add(width_),
         }
         for dead in dying {
