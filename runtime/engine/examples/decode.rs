@@ -1,6 +1,6 @@
 //! Feeds a prompt of made-up tokens and decodes greedily: the smallest program that costs what a model costs.
 //!
-//! `cargo run --release -p niwaki --example decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS]]`
+//! `cargo run --release -p niwaki --example decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS [KV]]]`
 //!
 //! Without REPEATS it runs once, cold, and prints "first token" as soon as it has one: for instruction counts (two
 //! runs that differ only in one of the numbers give the cost of one token), memory and the time from process start.
@@ -8,11 +8,11 @@
 //! CPU time for the prompt, and for all new tokens together.
 
 use cpu_time::ProcessTime;
-use niwaki::{Engine, Logits, LogitsFor, OpenOptions, Session, Verify};
+use niwaki::{Engine, KvElement, Logits, LogitsFor, OpenOptions, Session, Verify};
 use std::error::Error;
 use std::time::Instant;
 
-const USAGE: &str = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS]]";
+const USAGE: &str = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS [KV]]]";
 /// Enough to map all weights and make all buffers.
 const WARM_UP_TOKENS: usize = 512;
 
@@ -24,11 +24,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let new_tokens = number().ok_or(USAGE)??;
     let threads = number().transpose()?.unwrap_or(1);
     let repeats = number().transpose()?.unwrap_or(0);
+    let kv = match arguments.next() {
+        Some(name) => Some(KvElement::from_name(&name).ok_or(USAGE)?),
+        None => None,
+    };
 
     let options = OpenOptions {
         threads,
         context_tokens: Some(prompt_tokens + new_tokens),
         verify: Verify::Structure,
+        kv,
         ..OpenOptions::default()
     };
     let engine = Engine::open(model, &options)?;

@@ -153,9 +153,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let (kv_heads, head_dim, positions) = (2, 64, 1024);
     let (key, value) = (numbers(kv_heads * head_dim), numbers(kv_heads * head_dim));
+    let writer = Kernels::new(Isa::detect(), Arc::new(ThreadPool::new(1)))?;
     for (name, element) in [
         ("attention f16, 1024 keys", KvElement::F16),
         ("attention f32, 1024 keys", KvElement::F32),
+        ("attention i8, 1024 keys", KvElement::I8),
     ] {
         let kv = KvFormat {
             kv_heads,
@@ -166,7 +168,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut pages = vec![vec![0; page_bytes]; positions / PAGE_TOKENS];
         for position in 0..positions {
             let page = &mut pages[position / PAGE_TOKENS];
-            kv.write(page, position % PAGE_TOKENS, &key, &value);
+            writer.write_kv(&kv, page, position % PAGE_TOKENS, &key, &value);
         }
         let options = AttentionOptions {
             kv,
@@ -178,6 +180,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         let width = 8 * head_dim;
         let query = Rows::contiguous(&x, 1, width);
+        let mut scratch = AttentionScratch::new();
         let mut out = vec![0.0; width];
         cases.push(Case {
             name,
@@ -185,7 +188,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             unit: "multiply-add",
             call: Box::new(move |kernels| {
                 let mut out = RowsMut::contiguous(&mut out, 1, width);
-                kernels.attention(&options, &query, &pages, &mut out);
+                kernels.attention(&options, &query, &pages, &mut scratch, &mut out);
             }),
         });
     }

@@ -1,10 +1,13 @@
 //! The kernels as the engine calls them: shapes checked, instruction set chosen, threads shared.
 
-use crate::attention::{AttentionOptions, attend};
+use crate::attention::{
+    Attend, AttentionOptions, AttentionScratch, Gather, Partials, Target, Tasks, partial_width,
+};
 use crate::dispatch::{Supported, Work};
 use crate::format::{Matrix, ROWS};
 use crate::functions::{self, Activation};
 use crate::isa::Isa;
+use crate::kv::{self, KvFormat, PAGE_TOKENS};
 use crate::lanes::{Lanes, Simd, map, map2, update};
 use crate::matmul::{float_groups, quantized_groups};
 use crate::norm::{Norm, normalize};
@@ -325,20 +328,53 @@ impl Kernels {
         });
     }
 
+    /// Stores the keys and values of the token at position `slot` of a page, as its format says. `key` and
+    /// `value` are `kv_heads * head_dim` long.
+    ///
+    /// # Panics
+    /// If `slot` is not below [`PAGE_TOKENS`] or a length is wrong.
+    pub fn write_kv(
+        &self,
+        format: &KvFormat,
+        page: &mut [u8],
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
+        assert_eq!(Some(page.len()), format.page_bytes(), "length of the page");
+        let width = format.kv_heads * format.head_dim;
+        assert_eq!(
+            (key.len(), value.len()),
+            (width, width),
+            "length of key and value"
+        );
+        WriteKv {
+            format,
+            page,
+            slot,
+            key,
+            value,
+        }
+        .run_on(self.isa);
+    }
+
     /// Attention of `queries`, `[tokens, heads * head_dim]`, to the keys and values in `pages`, which
     /// hold all positions up to the last query's. Query head `h` reads key/value head
     /// `h / (heads / kv_heads)`. Pages that lie before every query's window are not read.
+    /// With one query row and several threads its chunks are computed in `scratch`.
     pub fn attention<P: AsRef<[u8]> + Sync>(
         &self,
         options: &AttentionOptions,
         queries: &Rows<'_>,
         pages: &[P],
+        scratch: &mut AttentionScratch,
         out: &mut RowsMut<'_>,
     ) {
         let (heads, kv) = (options.heads, options.kv);
         let head_dim = kv.head_dim;
         assert!(
-            kv.kv_heads > 0 && heads.is_multiple_of(kv.kv_heads),
+            head_dim > 0 && kv.kv_heads > 0 && heads.is_multiple_of(kv.kv_heads),
             "{heads} heads in {kv:?}"
         );
         assert_eq!(queries.width(), heads * head_dim, "columns of the queries");
@@ -348,22 +384,42 @@ impl Kernels {
             "output shape"
         );
         assert!(options.window != Some(0), "a window of no positions");
-        let out = out.shared();
-        self.pool.run(queries.rows() * heads, |task| {
-            let (row, head) = (task / heads, task % heads);
-            let position = options.first_position + row;
-            let query = &queries.row(row)[head * head_dim..][..head_dim];
-            // SAFETY: each task has its own row and head.
-            #[allow(unsafe_code)]
-            let out = unsafe { out.segment(row, head * head_dim, head_dim) };
-            self.isa.run(AttendHead {
-                options,
-                pages,
-                head,
-                position,
-                query,
-                out,
+        if queries.rows() == 0 {
+            return;
+        }
+        let tasks = Tasks::new(options, queries.rows(), self.pool.threads());
+        let attend = |target: Target<'_>| {
+            let products = 2 * PAGE_TOKENS * head_dim;
+            let per_task = PRODUCTS_PER_TASK.div_ceil(tasks.visits_per_task() * products.max(1));
+            self.pool.run(tasks.len().div_ceil(per_task), |task| {
+                for task in task * per_task..((task + 1) * per_task).min(tasks.len()) {
+                    let span = tasks.get(options, task);
+                    self.isa.run(Attend {
+                        options,
+                        queries,
+                        pages,
+                        span,
+                        target,
+                    });
+                }
             });
+        };
+        if !tasks.is_split() {
+            return attend(Target::Outputs(out.shared()));
+        }
+        let seen = tasks.pages();
+        let (rows, width) = (heads * seen.len(), partial_width(head_dim));
+        scratch.0.resize(rows * width, 0.0);
+        let mut partials = RowsMut::contiguous(&mut scratch.0, rows, width);
+        attend(Target::Partials(Partials {
+            rows: partials.shared(),
+            first_page: seen.start,
+            pages: seen.len(),
+        }));
+        self.isa.run(Gather {
+            options,
+            partials: &partials.as_rows(),
+            out: out.row(0),
         });
     }
 
@@ -532,27 +588,6 @@ work!(SoftcapRow<'a> { cap: f32, x: &'a [f32], out: &'a mut [f32] } |simd| {
     map!(simd, out, |x| functions::softcap(x, cap))
 });
 
-/// One head of one query.
-struct AttendHead<'a, P> {
-    options: &'a AttentionOptions,
-    pages: &'a [P],
-    head: usize,
-    position: usize,
-    query: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl<P: AsRef<[u8]>> Work for AttendHead<'_, P> {
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self {
-            options,
-            pages,
-            head,
-            position,
-            query,
-            out,
-        } = self;
-        attend(simd, options, pages, head, position, query, out);
-    }
-}
+work!(WriteKv<'a> {
+    format: &'a KvFormat, page: &'a mut [u8], slot: usize, key: &'a [f32], value: &'a [f32]
+} |simd| kv::write(simd, format, page, slot, key, value));

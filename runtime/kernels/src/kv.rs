@@ -1,12 +1,27 @@
 //! Pages of the KV cache: 64 positions of one layer's keys and values.
 //!
-//! A page holds the keys `[kv_heads][64][head_dim]`, then the values likewise, little-endian; `head_dim`
-//! is padded to a multiple of 16 with zeros.
+//! A page holds, for each key/value head, its keys as a matrix of 64 rows (positions) by `head_dim` columns,
+//! then its values as a matrix of `head_dim` rows by 64 columns (positions), both stored like weights: 16 rows
+//! to a group. So lanes hold different scores, and different columns of the output.
 
-use half::f16;
+use crate::format::{ACTIVATION_BLOCK, ROWS};
+use crate::lanes::{IntLanes, Lanes, Simd, load_part};
+use crate::quantized::scale_of;
+use std::collections::TryReserveError;
 
 /// Positions in a page, and in a chunk of attention.
 pub const PAGE_TOKENS: usize = 64;
+
+/// Bytes of the scales of a block of 16 positions' keys.
+const KEY_SCALES_BYTES: usize = ROWS * 4;
+/// Bytes of 16 rows by 32 columns of integers.
+const TILE_BYTES: usize = ROWS * ACTIVATION_BLOCK;
+/// Bytes of a block of 16 positions' keys.
+pub(crate) const KEY_TILE_BYTES: usize = KEY_SCALES_BYTES + TILE_BYTES;
+/// Bytes of 16 columns of a page's values.
+pub(crate) const VALUE_GROUP_BYTES: usize = ROWS * PAGE_TOKENS;
+/// Bytes of the scales of a page's values.
+pub(crate) const VALUE_SCALES_BYTES: usize = PAGE_TOKENS * 4;
 
 /// What a cached number is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,15 +30,26 @@ pub enum KvElement {
     F32,
     /// IEEE binary16, rounded to nearest even.
     F16,
+    /// 8-bit integers: keys with a binary32 scale per position and 32 columns, values with one per position.
+    I8,
 }
 
 impl KvElement {
-    /// Bytes of one number.
-    pub const fn size_bytes(self) -> usize {
+    /// Every kind, largest first.
+    pub const ALL: [KvElement; 3] = [KvElement::F32, KvElement::F16, KvElement::I8];
+
+    /// The name that [`from_name`](Self::from_name) understands.
+    pub fn name(self) -> &'static str {
         match self {
-            KvElement::F32 => 4,
-            KvElement::F16 => 2,
+            KvElement::F32 => "f32",
+            KvElement::F16 => "f16",
+            KvElement::I8 => "i8",
         }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|element| element.name() == name)
     }
 }
 
@@ -40,84 +66,217 @@ pub struct KvFormat {
 
 impl KvFormat {
     /// Bytes of a page; `None` if that number overflows.
-    pub const fn page_bytes(&self) -> Option<usize> {
-        let Some(padded) = self.head_dim.checked_next_multiple_of(16) else {
-            return None;
-        };
-        let Some(head) = padded.checked_mul(2 * PAGE_TOKENS * 4) else {
-            return None;
-        };
-        match head.checked_mul(self.kv_heads) {
-            Some(bytes) => Some(bytes / 4 * self.element.size_bytes()),
-            None => None,
-        }
+    pub fn page_bytes(&self) -> Option<usize> {
+        // A bound that is above every number the offsets below meet.
+        self.head_dim
+            .checked_next_multiple_of(ACTIVATION_BLOCK)?
+            .checked_mul(2 * PAGE_TOKENS * 8)?
+            .checked_mul(self.kv_heads)?;
+        Some(self.head_bytes() * self.kv_heads)
     }
 
-    /// Bytes of one position of one head.
-    pub(crate) const fn row_bytes(&self) -> usize {
-        self.head_dim.next_multiple_of(16) * self.element.size_bytes()
+    /// Columns of the output of one head, padded to whole groups.
+    pub(crate) fn padded_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(ROWS)
     }
 
-    /// Bytes of one head's keys, or values, in a page.
-    pub(crate) const fn head_bytes(&self) -> usize {
-        PAGE_TOKENS * self.row_bytes()
+    /// Blocks of 32 columns of a head's keys.
+    pub(crate) fn key_blocks(&self) -> usize {
+        self.head_dim.div_ceil(ACTIVATION_BLOCK)
     }
 
-    /// Where the keys of a head start in a page.
-    pub(crate) const fn keys_offset(&self, kv_head: usize) -> usize {
-        kv_head * self.head_bytes()
-    }
-
-    /// Where the values of a head start in a page.
-    pub(crate) const fn values_offset(&self, kv_head: usize) -> usize {
-        (self.kv_heads + kv_head) * self.head_bytes()
-    }
-
-    /// Stores the keys and values of the token at position `slot` of a page, rounding them to the
-    /// element type. `key` and `value` are `kv_heads * head_dim` long.
-    ///
-    /// # Panics
-    /// If `slot` is not below [`PAGE_TOKENS`] or a length is wrong.
-    pub fn write(&self, page: &mut [u8], slot: usize, key: &[f32], value: &[f32]) {
-        assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
-        assert_eq!(Some(page.len()), self.page_bytes(), "length of the page");
-        assert_eq!(
-            key.len(),
-            self.kv_heads * self.head_dim,
-            "length of the keys"
-        );
-        assert_eq!(value.len(), key.len(), "length of the values");
-        for kv_head in 0..self.kv_heads {
-            let head = kv_head * self.head_dim..(kv_head + 1) * self.head_dim;
-            let slot_offset = slot * self.row_bytes();
-            self.write_row(
-                page,
-                self.keys_offset(kv_head) + slot_offset,
-                &key[head.clone()],
-            );
-            self.write_row(
-                page,
-                self.values_offset(kv_head) + slot_offset,
-                &value[head],
-            );
-        }
-    }
-
-    fn write_row(&self, page: &mut [u8], offset: usize, x: &[f32]) {
-        let row = &mut page[offset..][..self.row_bytes()];
-        let (numbers, padding) = row.split_at_mut(x.len() * self.element.size_bytes());
-        padding.fill(0);
+    fn keys_bytes(&self) -> usize {
         match self.element {
+            KvElement::F32 => PAGE_TOKENS * self.head_dim * 4,
+            KvElement::F16 => PAGE_TOKENS * self.head_dim * 2,
+            KvElement::I8 => PAGE_TOKENS / ROWS * self.key_blocks() * KEY_TILE_BYTES,
+        }
+    }
+
+    fn values_bytes(&self) -> usize {
+        match self.element {
+            KvElement::F32 => PAGE_TOKENS * self.padded_dim() * 4,
+            KvElement::F16 => PAGE_TOKENS * self.padded_dim() * 2,
+            KvElement::I8 => PAGE_TOKENS * self.padded_dim() + VALUE_SCALES_BYTES,
+        }
+    }
+
+    fn head_bytes(&self) -> usize {
+        self.keys_bytes() + self.values_bytes()
+    }
+
+    /// Keys and values of a head in a page.
+    #[inline(always)]
+    pub(crate) fn head<'a>(&self, page: &'a [u8], kv_head: usize) -> (&'a [u8], &'a [u8]) {
+        page[kv_head * self.head_bytes()..][..self.head_bytes()].split_at(self.keys_bytes())
+    }
+}
+
+/// Stores the keys and values of the token at position `slot` of a page.
+#[inline(always)]
+pub(crate) fn write<S: Simd>(
+    simd: S,
+    format: &KvFormat,
+    page: &mut [u8],
+    slot: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    let heads = page.chunks_exact_mut(format.head_bytes());
+    let rows = key
+        .chunks_exact(format.head_dim)
+        .zip(value.chunks_exact(format.head_dim));
+    for (head, (key, value)) in heads.zip(rows) {
+        let (keys, values) = head.split_at_mut(format.keys_bytes());
+        match format.element {
             KvElement::F32 => {
-                for (bytes, x) in numbers.as_chunks_mut().0.iter_mut().zip(x) {
-                    *bytes = x.to_le_bytes();
-                }
+                write_float::<S, false>(simd, keys, values, slot, key, value);
             }
             KvElement::F16 => {
-                for (bytes, x) in numbers.as_chunks_mut().0.iter_mut().zip(x) {
-                    *bytes = f16::from_f32(*x).to_le_bytes();
-                }
+                write_float::<S, true>(simd, keys, values, slot, key, value);
+            }
+            KvElement::I8 => {
+                write_key_i8(simd, keys, slot, key);
+                write_value_i8(simd, values, slot, value);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn write_float<S: Simd, const F16: bool>(
+    simd: S,
+    keys: &mut [u8],
+    values: &mut [u8],
+    slot: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    let size = if F16 { 2 } else { 4 };
+    let group = &mut keys[slot / ROWS * key.len() * ROWS * size..];
+    for (index, key) in key.chunks(ROWS).enumerate() {
+        let stored = stored::<S, F16>(simd, key);
+        let rows = group[index * ROWS * ROWS * size..].chunks_exact_mut(ROWS * size);
+        for (row, number) in rows.zip(stored.chunks_exact(size)).take(key.len()) {
+            row[slot % ROWS * size..][..size].copy_from_slice(number);
+        }
+    }
+    let groups = values.chunks_exact_mut(PAGE_TOKENS * ROWS * size);
+    for (group, value) in groups.zip(value.chunks(ROWS)) {
+        let stored = stored::<S, F16>(simd, value);
+        group[slot * ROWS * size..][..ROWS * size].copy_from_slice(&stored[..ROWS * size]);
+    }
+}
+
+/// Up to 16 numbers as they are stored, padded with zeros; binary16 takes the first half.
+#[inline(always)]
+fn stored<S: Simd, const F16: bool>(simd: S, x: &[f32]) -> [u8; 64] {
+    let x = load_part(simd, x, 0.0);
+    let mut bytes = [0; 64];
+    if F16 {
+        x.store_f16(&mut bytes.as_chunks_mut::<32>().0[0]);
+    } else {
+        let mut lanes = [0.0; 16];
+        x.store(&mut lanes);
+        for (bytes, lane) in bytes.as_chunks_mut().0.iter_mut().zip(lanes) {
+            *bytes = lane.to_le_bytes();
+        }
+    }
+    bytes
+}
+
+#[inline(always)]
+fn write_key_i8<S: Simd>(simd: S, keys: &mut [u8], slot: usize, key: &[f32]) {
+    let blocks = key.len().div_ceil(ACTIVATION_BLOCK);
+    let group = &mut keys[slot / ROWS * blocks * KEY_TILE_BYTES..];
+    let tiles = group.chunks_exact_mut(KEY_TILE_BYTES);
+    for (tile, key) in tiles.zip(key.chunks(ACTIVATION_BLOCK)) {
+        let (scale, inverse) = scale_of(largest_magnitude(simd, key));
+        let (scales, tile) = tile.split_at_mut(KEY_SCALES_BYTES);
+        scales.as_chunks_mut().0[slot % ROWS] = scale.to_le_bytes();
+        for (index, half) in tile
+            .as_chunks_mut::<{ TILE_BYTES / 2 }>()
+            .0
+            .iter_mut()
+            .enumerate()
+        {
+            let key = key.chunks(ROWS).nth(index).unwrap_or_default();
+            let quants = quantized(simd, key, inverse);
+            let quads = quants.as_chunks::<4>().0;
+            for (chunk, quad) in half.as_chunks_mut::<64>().0.iter_mut().zip(quads) {
+                chunk.as_chunks_mut().0[slot % ROWS] = *quad;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn write_value_i8<S: Simd>(simd: S, values: &mut [u8], slot: usize, value: &[f32]) {
+    let (values, scales) = values.split_at_mut(values.len() - VALUE_SCALES_BYTES);
+    let (scale, inverse) = scale_of(largest_magnitude(simd, value));
+    scales.as_chunks_mut().0[slot] = scale.to_le_bytes();
+    let groups = values.chunks_exact_mut(VALUE_GROUP_BYTES);
+    for (group, value) in groups.zip(value.chunks(ROWS)) {
+        let quants = quantized(simd, value, inverse);
+        let chunk = &mut group[slot / 4 * 64..][..64];
+        for (quad, q) in chunk.as_chunks_mut::<4>().0.iter_mut().zip(quants) {
+            quad[slot % 4] = q;
+        }
+    }
+}
+
+#[inline(always)]
+fn largest_magnitude<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let mut largest = simd.splat(0.0);
+    for x in x.chunks(ROWS) {
+        largest = largest.max(load_part(simd, x, 0.0).abs());
+    }
+    largest.max_lane()
+}
+
+/// Up to 16 numbers times the inverse of their scale, as signed bytes padded with zeros.
+#[inline(always)]
+fn quantized<S: Simd>(simd: S, x: &[f32], inverse: f32) -> [u8; ROWS] {
+    let mut quants = [0; ROWS];
+    let x = load_part(simd, x, 0.0) * simd.splat(inverse);
+    x.to_int().store_i8(&mut quants);
+    quants.map(|q| q as u8)
+}
+
+/// Memory of one page, aligned to cache lines.
+#[derive(Clone, Debug)]
+pub struct KvPage(Vec<CacheLine>);
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+impl KvPage {
+    /// A page of zeros of at least `size_bytes` bytes.
+    ///
+    /// # Errors
+    /// If the system has no memory.
+    pub fn new(size_bytes: usize) -> Result<Self, TryReserveError> {
+        let lines = size_bytes.div_ceil(64);
+        let mut page = Vec::new();
+        page.try_reserve_exact(lines)?;
+        page.resize(lines, CacheLine([0; 64]));
+        Ok(Self(page))
+    }
+}
+
+impl AsRef<[u8]> for KvPage {
+    #[allow(unsafe_code)]
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: a cache line is 64 bytes without padding, and the bytes live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 64) }
+    }
+}
+
+impl AsMut<[u8]> for KvPage {
+    #[allow(unsafe_code)]
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `as_ref`; `self` is exclusively borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 64) }
     }
 }

@@ -25,6 +25,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 signed bytes.
     fn load_i8(self, bytes: &[u8; 16]) -> Self::I;
 
+    /// Asks for bytes that are needed soon. Where the hardware sees that by itself, it does nothing.
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8]) {}
+
     /// Activation rows that a product of integers handles at once, 2, 4 or 8: as many as the registers
     /// hold.
     const BATCH: usize;
@@ -119,6 +123,8 @@ pub(crate) trait Lanes:
     fn max_lane(self) -> f32;
     /// Writes the lanes to memory.
     fn store(self, out: &mut [f32; 16]);
+    /// Writes the lanes as little-endian binary16 numbers, rounded to nearest, ties to even.
+    fn store_f16(self, out: &mut [u8; 32]);
 }
 
 /// 16 integers of 32 bits. Arithmetic is exact for the values that kernels meet.

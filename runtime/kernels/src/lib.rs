@@ -47,12 +47,12 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use attention::AttentionOptions;
+pub use attention::{AttentionOptions, AttentionScratch};
 pub use format::{ACTIVATION_BLOCK, Element, LayoutError, Matrix, MatrixFormat, ROWS, ScaleType};
 pub use functions::Activation;
 pub use isa::Isa;
 pub use kernels::{Kernels, MatmulInput, Residual, UnsupportedIsa};
-pub use kv::{KvElement, KvFormat, PAGE_TOKENS};
+pub use kv::{KvElement, KvFormat, KvPage, PAGE_TOKENS};
 pub use norm::Norm;
 pub use pack::{pack_float, pack_int};
 pub use pool::ThreadPool;

@@ -217,6 +217,12 @@ impl Lanes for Floats {
     fn store(self, out: &mut [f32; 16]) {
         *out = self.0;
     }
+
+    fn store_f16(self, out: &mut [u8; 32]) {
+        for (bytes, x) in out.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *bytes = f16::from_f32(x).to_le_bytes();
+        }
+    }
 }
 
 impl IntLanes for Ints {

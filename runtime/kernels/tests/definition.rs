@@ -164,7 +164,11 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
     let keys = numbers(positions * kv_heads * head_dim, 11);
     let values = numbers(positions * kv_heads * head_dim, 12);
     let queries = numbers(tokens * heads * head_dim, 13);
-    for (element, tolerance) in [(KvElement::F32, 2e-6), (KvElement::F16, 2e-3)] {
+    for (element, tolerance) in [
+        (KvElement::F32, 2e-6),
+        (KvElement::F16, 2e-3),
+        (KvElement::I8, 2e-2),
+    ] {
         for window in [None, Some(1), Some(70)] {
             for softcap in [None, Some(2.0)] {
                 let kv = KvFormat {
@@ -177,7 +181,8 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
                 for position in 0..positions {
                     let row = position * kv_heads * head_dim..(position + 1) * kv_heads * head_dim;
                     let (key, value) = (&keys[row.clone()], &values[row]);
-                    kv.write(
+                    kernels().write_kv(
+                        &kv,
                         &mut pages[position / PAGE_TOKENS],
                         position % PAGE_TOKENS,
                         key,
@@ -197,6 +202,7 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
                     &options,
                     &Rows::contiguous(&queries, tokens, heads * head_dim),
                     &pages,
+                    &mut AttentionScratch::new(),
                     &mut RowsMut::contiguous(&mut out, tokens, heads * head_dim),
                 );
                 let mut expected = Vec::new();

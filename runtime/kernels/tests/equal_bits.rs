@@ -378,29 +378,28 @@ proptest! {
     #[test]
     fn attention(
         kv_heads in 1_usize..3,
-        shared in 1_usize..4,
+        shared in 1_usize..9,
         head_dim in 1_usize..100,
-        past in 0_usize..200,
-        tokens in 1_usize..20,
-        half: bool,
+        past in prop_oneof![4 => 0_usize..200, 1 => 500_usize..700],
+        tokens in prop_oneof![1 => Just(1_usize), 2 => 1_usize..20],
+        element in prop_oneof![Just(KvElement::F32), Just(KvElement::F16), Just(KvElement::I8)],
         window in prop_oneof![Just(None), (1_usize..150).prop_map(Some)],
         softcap in prop_oneof![Just(None), Just(Some(20.0_f32))],
         seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
         let heads = kv_heads * shared;
-        let element = if half { KvElement::F16 } else { KvElement::F32 };
         let kv = KvFormat { kv_heads, head_dim, element };
         let positions = past + tokens;
         let page_bytes = kv.page_bytes().expect("is small");
         // What was never written must not matter, so it is NaN.
         let mut pages = vec![vec![0xff; page_bytes]; positions.div_ceil(PAGE_TOKENS)];
         let mut queries = Vec::new();
-        let write = |pages: &mut [Vec<u8>], numbers: &mut Numbers, position: usize| {
+        let write = |kernels: &Kernels, pages: &mut [Vec<u8>], numbers: &mut Numbers, position: usize| {
             let key: Vec<f32> = (0..kv_heads * head_dim).map(|_| numbers.next() * 4.0).collect();
             let value: Vec<f32> = (0..kv_heads * head_dim).map(|_| numbers.next()).collect();
             let page = &mut pages[position / PAGE_TOKENS];
-            kv.write(page, position % PAGE_TOKENS, &key, &value);
+            kernels.write_kv(&kv, page, position % PAGE_TOKENS, &key, &value);
         };
         let attend = |kernels: &Kernels, pages: &[Vec<u8>], queries: &[f32], first: usize| {
             let count = queries.len() / (heads * head_dim);
@@ -409,26 +408,54 @@ proptest! {
                 AttentionOptions { kv, heads, first_position: first, scale: 0.3, softcap, window };
             let queries = Rows::contiguous(queries, count, heads * head_dim);
             let mut rows = RowsMut::contiguous(&mut out, count, heads * head_dim);
-            kernels.attention(&options, &queries, pages, &mut rows);
+            let mut scratch = AttentionScratch::new();
+            kernels.attention(&options, &queries, pages, &mut scratch, &mut rows);
             out
         };
+        let fastest = kernels(Isa::detect(), 1);
         for position in 0..past {
-            write(&mut pages, &mut numbers, position);
+            write(&fastest, &mut pages, &mut numbers, position);
         }
         let mut one_by_one = Vec::new();
-        let fastest = kernels(Isa::detect(), 1);
         for position in past..positions {
-            write(&mut pages, &mut numbers, position);
+            write(&fastest, &mut pages, &mut numbers, position);
             let query: Vec<f32> = (0..heads * head_dim).map(|_| numbers.next()).collect();
             one_by_one.extend(attend(&fastest, &pages, &query, position));
             queries.extend(query);
         }
         let together = same_everywhere(|kernels| attend(kernels, &pages, &queries, past));
         prop_assert_eq!(bits(&one_by_one), bits(&together));
+        let last = &queries[(tokens - 1) * heads * head_dim..];
+        let alone = same_everywhere(|kernels| attend(kernels, &pages, last, positions - 1));
+        prop_assert_eq!(bits(&alone), bits(&together[together.len() - last.len()..]));
         let cut = tokens / 2;
         let (first, second) = queries.split_at(cut * heads * head_dim);
         let mut chunks = attend(&fastest, &pages, first, past);
         chunks.extend(attend(&fastest, &pages, second, past + cut));
         prop_assert_eq!(bits(&chunks), bits(&together));
+    }
+
+    #[test]
+    fn pages_of_the_cache(
+        kv_heads in 1_usize..3,
+        head_dim in 1_usize..100,
+        slots in prop::collection::vec(0_usize..PAGE_TOKENS, 1..6),
+        element in prop_oneof![Just(KvElement::F32), Just(KvElement::F16), Just(KvElement::I8)],
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let kv = KvFormat { kv_heads, head_dim, element };
+        let width = kv_heads * head_dim;
+        let rows: Vec<_> = slots
+            .iter()
+            .map(|slot| (*slot, activations(&mut numbers, width), activations(&mut numbers, width)))
+            .collect();
+        same_everywhere(|kernels| {
+            let mut page = KvPage::new(kv.page_bytes().expect("is small")).expect("is small");
+            for (slot, key, value) in &rows {
+                kernels.write_kv(&kv, page.as_mut(), *slot, key, value);
+            }
+            page.as_ref().iter().map(|byte| f32::from(*byte)).collect()
+        });
     }
 }

@@ -1,15 +1,15 @@
 //! `niwaki bench`: how fast a model runs here, what memory it takes and where the time goes.
 
 use super::error::CommandError;
-use super::model::{self, Kind};
+use super::model::{self, KeptAs, Kind};
 use super::{print, print_json};
 use crate::bench::{
     OperatorTime, ResidentMemory, Sample, Test, TestKind, bytes_per_token, measure, operator_times,
     percentile, profile, read_bandwidth, resident_memory,
 };
 use crate::report::{self, Progress, Table};
-use clap::{Args, ValueEnum};
-use niwaki::{Engine, Isa, KvElement, OpenOptions, SessionError};
+use clap::Args;
+use niwaki::{Engine, Isa, OpenOptions, SessionError};
 use serde::Serialize;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -59,7 +59,7 @@ pub(super) struct BenchArgs {
     repeats: NonZeroUsize,
     /// How keys and values are kept; by default as the engine chooses.
     #[arg(long, value_enum)]
-    kv: Option<Kv>,
+    kv: Option<KeptAs>,
     /// Kernels to use; by default the best this CPU has.
     #[arg(long, value_parser = isa, value_name = "ISA")]
     isa: Option<Isa>,
@@ -71,15 +71,6 @@ pub(super) struct BenchArgs {
     json: bool,
 }
 
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kv {
-    /// Half precision.
-    F16,
-    /// Full precision.
-    F32,
-}
-
 /// Everything `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -87,7 +78,7 @@ struct Report<'a> {
     name: String,
     weights: String,
     isa: &'static str,
-    kv_bytes_per_value: usize,
+    kv: &'static str,
     repeats: usize,
     engines: Vec<EngineReport>,
 }
@@ -155,7 +146,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), CommandError> {
             name: engine.manifest().name.clone(),
             weights: engine.manifest().weights.clone(),
             isa: engine.isa().name(),
-            kv_bytes_per_value: engine.kv_element().size_bytes(),
+            kv: engine.kv_element().name(),
             repeats: args.repeats.get(),
             engines: Vec::new(),
         });
@@ -214,10 +205,7 @@ fn open(
         threads,
         context_tokens: Some(longest),
         isa: args.isa,
-        kv: args.kv.map(|kv| match kv {
-            Kv::F16 => KvElement::F16,
-            Kv::F32 => KvElement::F32,
-        }),
+        kv: args.kv.map(KeptAs::element),
         ..OpenOptions::default()
     };
     let start = Instant::now();
@@ -334,8 +322,8 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}, {} weights, {} kernels, {}-byte keys and values; medians of {} runs\n",
-            self.name, self.weights, self.isa, self.kv_bytes_per_value, self.repeats
+            "{}, {} weights, {} kernels, {} keys and values; medians of {} runs\n",
+            self.name, self.weights, self.isa, self.kv, self.repeats
         )?;
         let mut table = Table::new([
             "test",

@@ -4,9 +4,9 @@ use super::build::write_bundle;
 use super::error::CommandError;
 use super::staging::Scratch;
 use crate::build::Weights;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use niwaki::bundle::MAGIC;
-use niwaki::{Engine, OpenOptions, Session, Tokenizer};
+use niwaki::{Engine, KvElement, OpenOptions, Session, Tokenizer};
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -18,12 +18,36 @@ pub(super) struct EngineArgs {
     /// Threads to compute with; by default as many as there are fast cores.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// How keys and values are kept; by default as the engine chooses.
+    #[arg(long, value_enum)]
+    kv: Option<KeptAs>,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum KeptAs {
+    /// Integers of 8 bits with scales.
+    I8,
+    /// Half precision.
+    F16,
+    /// Full precision.
+    F32,
+}
+
+impl KeptAs {
+    pub(super) fn element(self) -> KvElement {
+        match self {
+            KeptAs::I8 => KvElement::I8,
+            KeptAs::F16 => KvElement::F16,
+            KeptAs::F32 => KvElement::F32,
+        }
+    }
 }
 
 impl EngineArgs {
     /// Computing with this many threads.
     pub(super) fn with_threads(threads: Option<NonZeroUsize>) -> EngineArgs {
-        EngineArgs { threads }
+        EngineArgs { threads, kv: None }
     }
 
     /// Threads to compute with; 0 for as many as there are fast cores.
@@ -34,6 +58,7 @@ impl EngineArgs {
     fn options(&self) -> OpenOptions {
         OpenOptions {
             threads: self.threads(),
+            kv: self.kv.map(KeptAs::element),
             ..OpenOptions::default()
         }
     }

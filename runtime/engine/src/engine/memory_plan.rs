@@ -4,7 +4,7 @@ use crate::bundle::{Bundle, SectionKind};
 use crate::graph::{Graph, Op};
 use crate::kv::pages_at_peak;
 use crate::model::Decoder;
-use niwaki_kernels::{ACTIVATION_BLOCK, KvElement};
+use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS};
 use std::fmt;
 
 /// Prompts are fed in runs of at most this many tokens.
@@ -121,7 +121,9 @@ pub(super) fn memory_plan(
         .iter()
         .map(|rope| rope.inverse_frequencies.len())
         .sum();
-    let scratch = quantized_bytes(bundle, chunk) + (rope_pairs * chunk * 8) as u64;
+    let scratch = quantized_bytes(bundle, chunk)
+        + (rope_pairs * chunk * 8) as u64
+        + attention_bytes(graph, context_tokens, threads);
     let parts = vec![
         MemoryPart {
             name: "weights and other sections",
@@ -166,6 +168,22 @@ fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
         .max()
         .unwrap_or(0);
     (blocks * PER_BLOCK * chunk) as u64
+}
+
+/// The chunks of a query that threads share out.
+fn attention_bytes(graph: &Graph, context_tokens: usize, threads: usize) -> u64 {
+    if threads == 1 {
+        return 0;
+    }
+    let pages = context_tokens.div_ceil(PAGE_TOKENS);
+    let bytes = graph.nodes.iter().filter_map(|node| match node.op {
+        Op::Attention { layer, heads, .. } => {
+            let head_dim = graph.layers.get(layer)?.head_dim;
+            Some(AttentionScratch::size_bytes(heads, head_dim, pages))
+        }
+        _ => None,
+    });
+    bytes.max().unwrap_or(0) as u64
 }
 
 /// The parsed graph and weight table, tract's nodes, and a session's list of values.

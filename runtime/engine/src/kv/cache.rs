@@ -1,7 +1,7 @@
 //! A paged cache: pages of 64 positions per layer, allocated when first written.
 
 use crate::graph::KvLayer;
-use niwaki_kernels::{KvElement, KvFormat, PAGE_TOKENS, Rows};
+use niwaki_kernels::{Kernels, KvElement, KvFormat, KvPage, PAGE_TOKENS, Rows};
 use std::sync::Arc;
 
 /// Keys and values of every layer.
@@ -24,11 +24,11 @@ struct LayerCache {
 
 /// One page, or nothing where it was dropped.
 #[derive(Clone, Default)]
-pub(crate) struct Page(Option<Arc<Vec<u8>>>);
+pub(crate) struct Page(Option<Arc<KvPage>>);
 
 impl AsRef<[u8]> for Page {
     fn as_ref(&self) -> &[u8] {
-        self.0.as_deref().map_or(&[], Vec::as_slice)
+        self.0.as_deref().map_or(&[], AsRef::as_ref)
     }
 }
 
@@ -71,6 +71,7 @@ impl KvCache {
     /// count only after [`advance`](Self::advance).
     pub(crate) fn write(
         &mut self,
+        kernels: &Kernels,
         layer: usize,
         keys: &Rows,
         values: &Rows,
@@ -81,11 +82,16 @@ impl KvCache {
         if keys.width() != width || values.width() != width || keys.rows() != values.rows() {
             return Err(CacheError::Format);
         }
-        for row in 0..keys.rows() {
+        let format = layer.format;
+        let mut row = 0;
+        while row < keys.rows() {
             let position = first + row;
-            let format = layer.format;
             let page = layer.page_mut(position / PAGE_TOKENS)?;
-            format.write(page, position % PAGE_TOKENS, keys.row(row), values.row(row));
+            let slots = position % PAGE_TOKENS..PAGE_TOKENS;
+            for (slot, row) in slots.clone().zip(row..keys.rows()) {
+                kernels.write_kv(&format, page, slot, keys.row(row), values.row(row));
+            }
+            row += slots.len();
         }
         Ok(())
     }
@@ -152,22 +158,16 @@ impl LayerCache {
             self.pages.resize(index + 1, Page::default());
         }
         let page = self.pages.get_mut(index).ok_or(CacheError::Format)?;
-        let bytes = match &mut page.0 {
-            Some(bytes) => bytes,
-            empty => empty.insert(Arc::new(new_page(self.page_bytes)?)),
+        let page = match &mut page.0 {
+            Some(page) => page,
+            empty => {
+                let page = KvPage::new(self.page_bytes)
+                    .map_err(|_| CacheError::OutOfMemory(self.page_bytes))?;
+                empty.insert(Arc::new(page))
+            }
         };
-        let bytes: &mut Vec<u8> = Arc::make_mut(bytes);
-        Ok(bytes)
+        Ok(Arc::make_mut(page).as_mut())
     }
-}
-
-fn new_page(page_bytes: usize) -> Result<Vec<u8>, CacheError> {
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(page_bytes)
-        .map_err(|_| CacheError::OutOfMemory(page_bytes))?;
-    bytes.resize(page_bytes, 0);
-    Ok(bytes)
 }
 
 fn kv_format(layer: &KvLayer, element: KvElement) -> KvFormat {
@@ -212,8 +212,13 @@ pub(crate) fn pages_at_peak(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use niwaki_kernels::{Isa, ThreadPool};
 
     const WIDTH: usize = 32;
+
+    fn kernels() -> Kernels {
+        Kernels::new(Isa::Scalar, Arc::new(ThreadPool::new(1))).unwrap()
+    }
 
     fn layer(window: Option<usize>) -> KvLayer {
         KvLayer {
@@ -229,7 +234,7 @@ mod tests {
             .collect();
         let rows = Rows::contiguous(&rows, tokens, WIDTH);
         for layer in 0..cache.layers.len() {
-            cache.write(layer, &rows, &rows).unwrap();
+            cache.write(&kernels(), layer, &rows, &rows).unwrap();
         }
         cache.advance(tokens);
     }
@@ -298,8 +303,8 @@ mod tests {
                 let tokens = chunk.min(500 - position);
                 let rows = vec![0.0; tokens * WIDTH];
                 let rows = Rows::contiguous(&rows, tokens, WIDTH);
-                cache.write(0, &rows, &rows).unwrap();
-                cache.write(1, &rows, &rows).unwrap();
+                cache.write(&kernels(), 0, &rows, &rows).unwrap();
+                cache.write(&kernels(), 1, &rows, &rows).unwrap();
                 assert!(
                     cache.size_bytes() as u64 <= pages_at_peak(&layers, KvElement::F16, 500, chunk)
                 );

@@ -115,8 +115,8 @@ pub(super) fn compute(
             softcap,
         } => {
             let queries = input(node, inputs, 0)?;
-            turn.cache
-                .write(*layer, &input(node, inputs, 1)?, &input(node, inputs, 2)?)?;
+            let (keys, values) = (input(node, inputs, 1)?, input(node, inputs, 2)?);
+            turn.cache.write(kernels, *layer, &keys, &values)?;
             let (kv, pages) = turn.cache.layer(*layer).context("no such layer")?;
             let options = AttentionOptions {
                 kv,
@@ -131,7 +131,7 @@ pub(super) fn compute(
                     .context("no such layer")?
                     .window,
             };
-            kernels.attention(&options, &queries, pages, out);
+            kernels.attention(&options, &queries, pages, &mut turn.attention, out);
         }
         Op::Gate { activation } => {
             let (gate, up) = (input(node, inputs, 0)?, input(node, inputs, 1)?);

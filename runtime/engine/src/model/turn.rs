@@ -5,7 +5,7 @@ use super::value_pool::ValuePool;
 use crate::engine::Cancellation;
 use crate::graph::{Columns, Graph, RopeTable};
 use crate::kv::KvCache;
-use niwaki_kernels::{QuantizedRows, RopeTables, Rows, rope_angles};
+use niwaki_kernels::{AttentionScratch, QuantizedRows, RopeTables, Rows, rope_angles};
 
 /// The session's cache, and what is computed once per run and not once per operator.
 pub(crate) struct Turn {
@@ -16,6 +16,8 @@ pub(crate) struct Turn {
     pub(crate) quantized: QuantizedRows,
     /// Which columns those are, if they are of this run.
     pub(crate) quantized_columns: Option<Columns>,
+    /// Chunks of the attention at hand.
+    pub(crate) attention: AttentionScratch,
     pub(crate) values: ValuePool,
     /// Filled while it is there.
     pub(crate) profile: Option<Profile>,
@@ -49,6 +51,7 @@ impl Turn {
             wanted_rows: 0,
             quantized: QuantizedRows::new(),
             quantized_columns: None,
+            attention: AttentionScratch::new(),
             values: ValuePool::default(),
             profile: None,
             cancellation: None,

@@ -231,6 +231,30 @@ impl Lanes for Floats {
             neon!(vst1q_f32(out.as_mut_ptr(), x));
         }
     }
+
+    #[inline(always)]
+    fn store_f16(self, out: &mut [u8; 32]) {
+        /// Eight binary16 numbers.
+        #[inline(always)]
+        fn narrow(low: float32x4_t, high: float32x4_t) -> uint8x16_t {
+            let out: uint8x16_t;
+            // The intrinsics need the unstable type f16.
+            // SAFETY: base NEON instructions that only touch their operands.
+            unsafe {
+                asm!(
+                    "fcvtn {0:v}.4h, {1:v}.4s",
+                    "fcvtn2 {0:v}.8h, {2:v}.4s",
+                    out(vreg) out, in(vreg) low, in(vreg) high,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            out
+        }
+        neon!({
+            vst1q_u8(out.as_mut_ptr(), narrow(self.0[0], self.0[1]));
+            vst1q_u8(out.as_mut_ptr().add(16), narrow(self.0[2], self.0[3]));
+        });
+    }
 }
 
 impl IntLanes for Ints {

@@ -93,7 +93,7 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
 
 /// `sum = fma(weight, activation, sum)` over ascending columns, for `G` groups times `M` rows.
 #[inline(always)]
-fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
+pub(crate) fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
     simd: S,
     groups: [&[u8]; G],
     rows: [&[f32]; M],

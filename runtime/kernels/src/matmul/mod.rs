@@ -4,6 +4,6 @@ mod float;
 mod outputs;
 mod quantized;
 
-pub(crate) use float::float_groups;
+pub(crate) use float::{chains, float_groups};
 pub(crate) use outputs::Outputs;
 pub(crate) use quantized::quantized_groups;

@@ -104,6 +104,11 @@ impl Simd for Avx2 {
     const BATCH: usize = 4;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        super::prefetch(bytes);
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Floats {
         intrinsics!(Floats(_mm256_set1_ps(x), _mm256_set1_ps(x)))
     }
@@ -374,6 +379,18 @@ impl Lanes for Floats {
         intrinsics!({
             _mm256_storeu_ps(out.as_mut_ptr(), self.0);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), self.1);
+        });
+    }
+
+    #[inline(always)]
+    fn store_f16(self, out: &mut [u8; 32]) {
+        intrinsics!({
+            let out = out.as_mut_ptr().cast::<__m128i>();
+            _mm_storeu_si128(out, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+            _mm_storeu_si128(
+                out.add(1),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1),
+            );
         });
     }
 }

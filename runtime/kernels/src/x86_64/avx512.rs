@@ -75,6 +75,11 @@ impl Simd for Avx512 {
     const BATCH: usize = 8;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        super::prefetch(bytes);
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Floats {
         intrinsics!(Floats(_mm512_set1_ps(x)))
     }
@@ -310,6 +315,14 @@ impl Lanes for Floats {
     #[inline(always)]
     fn store(self, out: &mut [f32; 16]) {
         intrinsics!(_mm512_storeu_ps(out.as_mut_ptr(), self.0));
+    }
+
+    #[inline(always)]
+    fn store_f16(self, out: &mut [u8; 32]) {
+        intrinsics!(_mm256_storeu_si256(
+            out.as_mut_ptr().cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)
+        ));
     }
 }
 
