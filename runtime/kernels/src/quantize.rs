@@ -106,9 +106,10 @@ impl Kernels {
     }
 }
 
-struct Quantize<'a> {
-    x: &'a [f32],
-    out: QuantizedRow<'a>,
+/// Quantizes one row.
+pub(crate) struct Quantize<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) out: QuantizedRow<'a>,
 }
 
 impl Work for Quantize<'_> {

@@ -77,6 +77,14 @@ impl QuantizedRows {
         &self.half_sums[row * self.blocks * 2..][..self.blocks * 2]
     }
 
+    /// One row, for writing.
+    #[allow(unsafe_code)]
+    pub(crate) fn row_mut(&mut self, row: usize) -> QuantizedRow<'_> {
+        let blocks = 0..self.blocks;
+        // SAFETY: the result borrows all rows, so it is alone.
+        unsafe { self.shared().row(row, blocks) }
+    }
+
     /// A handle through which several threads write disjoint parts.
     pub(crate) fn shared(&mut self) -> SharedQuantizedRows<'_> {
         SharedQuantizedRows {

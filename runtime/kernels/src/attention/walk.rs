@@ -10,7 +10,8 @@ use crate::format::ROWS;
 use crate::functions::exp;
 use crate::kv::KvElement;
 use crate::lanes::{Lanes, Simd, store_part};
-use crate::quantized::{QuantizedRows, quantize_row};
+use crate::quantize::Quantize;
+use crate::quantized::QuantizedRows;
 use crate::rows::{Rows, SharedRows};
 use std::array::from_fn;
 use std::cell::Cell;
@@ -80,8 +81,10 @@ impl<P: AsRef<[u8]>> Work for Attend<'_, P> {
             KvElement::I8 => {
                 let queries = &mut scratch.queries;
                 queries.resize(self.span.queries.len(), self.options.kv.head_dim);
-                for (index, mut row) in queries.rows_mut().enumerate() {
-                    quantize_row(simd, self.query(index), &mut row);
+                for index in 0..queries.rows() {
+                    let x = self.query(index);
+                    let out = queries.row_mut(index);
+                    Quantize { x, out }.run(simd);
                 }
                 self.walk(simd, &Integer { queries }, totals);
             }
