@@ -33,6 +33,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// hold.
     const BATCH: usize;
 
+    /// Whether [`batch`](Self::batch) reads activations in fours of rows: quantization then also interleaves.
+    const INTERLEAVED: bool = false;
+
     /// Exact dot products of the 16 rows of an int4 tile (stored as `q + 8`) with each of `M` activation
     /// blocks, whose sums are `sums` and whose elements are -127 to 127.
     ///

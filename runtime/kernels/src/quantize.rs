@@ -7,7 +7,7 @@ use crate::functions::{self, Activation};
 use crate::kernels::{Kernels, check_same, with_activation};
 use crate::lanes::{Simd, load_at};
 use crate::norm::{Norm, NormFactor};
-use crate::quantized::{QuantizedRow, QuantizedRows};
+use crate::quantized::{ActivationTile, QuantizedRow, QuantizedRows};
 use crate::rows::Rows;
 use std::ops::Range;
 
@@ -89,7 +89,7 @@ impl Kernels {
         let part = columns_per_task.next_multiple_of(ACTIVATION_BLOCK);
         let parts = width.div_ceil(part);
         let rows_per_task = (part / width.max(1)).max(1);
-        let out = out.shared();
+        let shared = out.shared();
         self.pool()
             .run(rows.div_ceil(rows_per_task) * parts, |task| {
                 let (first, columns) = (task / parts * rows_per_task, task % parts * part);
@@ -99,10 +99,23 @@ impl Kernels {
                 for row in first..(first + rows_per_task).min(rows) {
                     // SAFETY: each task has its own rows, or its own blocks of a row.
                     #[allow(unsafe_code)]
-                    let out = unsafe { out.row(row, blocks.clone()) };
+                    let out = unsafe { shared.row(row, blocks.clone()) };
                     compute(row, columns.clone(), out);
                 }
             });
+        self.isa.run(Interleave(out));
+    }
+}
+
+/// Interleaves rows for the instruction sets that read them so.
+struct Interleave<'a>(&'a mut QuantizedRows);
+
+impl Work for Interleave<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        if S::INTERLEAVED && self.0.rows() >= ActivationTile::ROWS {
+            self.0.interleave();
+        }
     }
 }
 

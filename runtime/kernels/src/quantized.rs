@@ -20,9 +20,34 @@ pub struct QuantizedRows {
     sums: Vec<i32>,
     /// Sum of the integers of each half block of 16.
     half_sums: Vec<i32>,
+    /// For instruction sets that read several rows at once.
+    interleaved: Vec<ActivationTile>,
+}
+
+/// One block of four rows, interleaved: kernels that multiply several rows at once read it front to back.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct ActivationTile {
+    /// `[pair of rows][octet of columns][row of the pair]`
+    pub(crate) values: [[[[i8; 8]; 2]; 4]; 2],
+    /// `[row]`
+    pub(crate) scales: [f32; 4],
+}
+
+impl ActivationTile {
+    /// Rows in a tile.
+    pub(crate) const ROWS: usize = 4;
 }
 
 impl QuantizedRows {
+    /// Bytes that a block of [`ACTIVATION_BLOCK`] activations takes at most: the integers, a scale, a sum and
+    /// two half sums, and on some instruction sets integers and scale once more.
+    pub const BLOCK_BYTES: usize = if cfg!(target_arch = "aarch64") {
+        2 * (ACTIVATION_BLOCK + 4) + 3 * 4
+    } else {
+        ACTIVATION_BLOCK + 4 + 3 * 4
+    };
+
     /// An empty buffer.
     pub fn new() -> Self {
         Self::default()
@@ -36,6 +61,7 @@ impl QuantizedRows {
         self.scales.resize(rows * blocks, 0.0);
         self.sums.resize(rows * blocks, 0);
         self.half_sums.resize(rows * blocks * 2, 0);
+        self.interleaved.clear();
     }
 
     /// Number of rows.
@@ -52,6 +78,7 @@ impl QuantizedRows {
     pub fn capacity_bytes(&self) -> usize {
         self.values.capacity()
             + 4 * (self.scales.capacity() + self.sums.capacity() + self.half_sums.capacity())
+            + size_of::<ActivationTile>() * self.interleaved.capacity()
     }
 
     /// Integers of a row, 32 per block.
@@ -65,6 +92,52 @@ impl QuantizedRows {
     #[inline(always)]
     pub fn scales(&self, row: usize) -> &[f32] {
         &self.scales[row * self.blocks..][..self.blocks]
+    }
+
+    /// Whether [`interleave`](Self::interleave) was called for these rows: another instruction set's
+    /// quantization does not.
+    #[inline(always)]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn is_interleaved(&self) -> bool {
+        !self.interleaved.is_empty()
+    }
+
+    /// The rows `rows` in fours, from the first of a four to the last of one, block by block.
+    #[inline(always)]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn interleaved(&self, rows: std::ops::Range<usize>) -> &[ActivationTile] {
+        let per_four = self.blocks;
+        let fours = rows.start / ActivationTile::ROWS..rows.end / ActivationTile::ROWS;
+        &self.interleaved[fours.start * per_four..fours.end * per_four]
+    }
+
+    /// Copies all whole fours of rows into the order of [`ActivationTile`].
+    pub(crate) fn interleave(&mut self) {
+        let fours = self.rows / ActivationTile::ROWS;
+        let mut tiles = std::mem::take(&mut self.interleaved);
+        tiles.resize(fours * self.blocks, ActivationTile::default());
+        for (four, tiles) in tiles.chunks_mut(self.blocks.max(1)).enumerate() {
+            for m in 0..ActivationTile::ROWS {
+                let row = four * ActivationTile::ROWS + m;
+                let blocks = self.values(row).as_chunks::<8>().0.as_chunks::<4>().0;
+                for ((tile, octets), scale) in tiles.iter_mut().zip(blocks).zip(self.scales(row)) {
+                    for (pairs, octet) in tile.values[m / 2].iter_mut().zip(octets) {
+                        pairs[m % 2] = *octet;
+                    }
+                    tile.scales[m] = *scale;
+                }
+            }
+        }
+        self.interleaved = tiles;
+    }
+
+    /// Integers and scales of rows that follow each other, without a gap between them.
+    #[inline(always)]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn consecutive(&self, rows: std::ops::Range<usize>) -> (&[i8], &[f32]) {
+        let blocks = rows.start * self.blocks..rows.end * self.blocks;
+        let values = blocks.start * ACTIVATION_BLOCK..blocks.end * ACTIVATION_BLOCK;
+        (&self.values[values], &self.scales[blocks])
     }
 
     #[inline(always)]

@@ -136,6 +136,39 @@ fn products_of_many_wide_rows() {
     }
 }
 
+/// More columns and more rows of activations than a kernel takes at once.
+#[test]
+fn large_matrix_products() {
+    for format in [MatrixFormat::INT4, MatrixFormat::INT8] {
+        for (rows, cols, tokens) in [(17, 1100, 5), (40, 2090, 1), (20, 1030, 71), (16, 32, 130)] {
+            let mut numbers = Numbers::new(cols as u64);
+            let bytes = packed(&mut numbers, format, rows, cols);
+            let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+            let x = activations(&mut numbers, tokens * cols);
+            let product = |kernels: &Kernels, first: usize, count: usize| {
+                let mut out = vec![0.0; count * rows];
+                kernels.matmul(
+                    &matrix,
+                    &Rows::contiguous(&x[first * cols..], count, cols),
+                    None,
+                    &mut QuantizedRows::new(),
+                    &mut RowsMut::contiguous(&mut out, count, rows),
+                );
+                out
+            };
+            let together = same_everywhere(|kernels| product(kernels, 0, tokens));
+            let alone: Vec<f32> = (0..tokens)
+                .flat_map(|token| product(&kernels(Isa::detect(), 1), token, 1))
+                .collect();
+            assert_eq!(
+                bits(&alone),
+                bits(&together),
+                "{rows} x {cols}, {tokens} tokens"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
 

@@ -4,7 +4,7 @@ use crate::bundle::{Bundle, SectionKind};
 use crate::graph::{Graph, Op};
 use crate::kv::pages_at_peak;
 use crate::model::Decoder;
-use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS};
+use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS, QuantizedRows};
 use std::fmt;
 
 /// Prompts are fed in runs of at most this many tokens.
@@ -150,9 +150,8 @@ pub(super) fn memory_plan(
     }
 }
 
-/// The widest quantized activations: an integer per column, and per block a scale, a sum and two half sums.
+/// The widest quantized activations.
 fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
-    const PER_BLOCK: usize = ACTIVATION_BLOCK + 4 * (1 + 1 + 2);
     let widths = bundle
         .graph()
         .nodes
@@ -167,7 +166,7 @@ fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
         .map(|matrix| matrix.cols().div_ceil(ACTIVATION_BLOCK))
         .max()
         .unwrap_or(0);
-    (blocks * PER_BLOCK * chunk) as u64
+    (blocks * QuantizedRows::BLOCK_BYTES * chunk) as u64
 }
 
 /// The chunks of a query that threads share out.

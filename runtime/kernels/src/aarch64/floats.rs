@@ -42,6 +42,15 @@ impl Floats {
 
     #[inline(always)]
     pub(super) fn load_f16(bytes: &[u8; 32]) -> Self {
+        Self::widen_f16(neon!([
+            vld1q_u8(bytes.as_ptr()),
+            vld1q_u8(bytes.as_ptr().add(16))
+        ]))
+    }
+
+    /// Widens binary16 numbers.
+    #[inline(always)]
+    pub(super) fn widen_f16([first, second]: [uint8x16_t; 2]) -> Self {
         /// Four binary16 numbers, the lower or the upper half of a register.
         #[inline(always)]
         fn widen<const UPPER: bool>(halves: uint8x16_t) -> float32x4_t {
@@ -59,7 +68,6 @@ impl Floats {
             }
             out
         }
-        let (first, second) = neon!((vld1q_u8(bytes.as_ptr()), vld1q_u8(bytes.as_ptr().add(16))));
         Self([
             widen::<false>(first),
             widen::<true>(first),

@@ -1,14 +1,14 @@
 //! NEON with the 8-bit matrix multiply instructions of ARMv8.6.
 //!
-//! `smmla` multiplies 2 x 8 weights by 8 x 2 activations. Weights are brought into its order once per
-//! panel of columns and used for all activation rows; single rows go through the dot product.
+//! `smmla` multiplies 2 x 8 weights by 8 x 2 activations. Single rows go through the dot product.
 #![allow(unsafe_code)]
 
 use super::dotprod::{Dotprod, has_dotprod};
 use super::floats::{Floats, Ints};
+use super::products::{Activations, PANEL_ROWS, Products, multiply};
+use super::tiles::TileReader;
 use super::{float_methods, unrolled};
 use crate::dispatch::Work;
-use crate::format::ACTIVATION_BLOCK;
 use crate::lanes::Simd;
 use crate::quantized::QuantizedRows;
 use std::arch::aarch64::*;
@@ -46,119 +46,130 @@ fn smmla(sums: int32x4_t, weights: int8x16_t, activations: int8x16_t) -> int32x4
         asm!(
             "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
             inout(vreg) sums, in(vreg) weights, in(vreg) activations,
-            options(pure, nomem, nostack, preserves_flags),
+            options(nomem, nostack, preserves_flags),
         );
     }
     sums
 }
 
-/// Blocks that are unpacked at once: 8 KiB of weights, which stay in the first-level cache.
-const PANEL_BLOCKS: usize = 16;
-
-/// One block of 16 rows in the order of `smmla`.
+/// A tile in the order of `smmla`.
 #[derive(Clone, Copy)]
-struct UnpackedTile {
-    /// `[row pair][8 columns]`: 8 weights of a row, then of the next.
-    weights: [[int8x16_t; 4]; 8],
+pub(super) struct PairTile {
     /// `[row pair]`: the scales (row 0, row 0, row 1, row 1).
     scales: [float32x4_t; 8],
+    /// `[row pair][8 columns]`: 8 weights of a row, then of the next.
+    weights: [[int8x16_t; 4]; 8],
 }
 
-/// Sums of 16 rows for 4 activation rows: `[activation pair][row pair]`, in the order of `smmla`.
-type Sums = [[float32x4_t; 8]; 2];
+impl Products for I8mm {
+    type Tile = PairTile;
+    /// `[row pair][pair of activation rows]`, in the order of `smmla`.
+    type Sums = [[float32x4_t; 2]; 8];
+    // SAFETY: all bits zero are the number zero.
+    const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
-impl UnpackedTile {
-    /// # Safety
-    /// `bytes` must point to a tile with binary16 scales and blocks of 32.
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(&mut self, simd: I8mm, bytes: *const u8) {
-        // SAFETY: the caller's promise: 32 bytes of scales, then 256 or 512 bytes of weights.
+    unsafe fn add_tile<const INT4: bool, const LANE: i32>(
+        tiles: &mut TileReader,
+        activations: *const i8,
+        scales: float32x4_t,
+        offsets: int32x4_t,
+        sums: &mut Floats,
+    ) {
+        // SAFETY: passed on: a CPU with i8mm has dotprod.
+        unsafe { Dotprod::add_tile::<INT4, LANE>(tiles, activations, scales, offsets, sums) };
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader) -> PairTile {
+        // SAFETY: the caller's promise.
         unsafe {
-            let quants = bytes.add(32);
-            unrolled!(for octet in [0 1 2 3] {
-                unrolled!(for four_rows in [0 1 2 3] {
-                    let (low, high) = if INT4 {
-                        let bytes = vld1q_u8(quants.add(64 * octet + 16 * four_rows));
-                        let (low, high) = (vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes));
-                        let eight = vdupq_n_u8(8);
-                        (vsubq_u8(low, eight), vsubq_u8(high, eight))
-                    } else {
-                        let quad = quants.add(128 * octet + 16 * four_rows);
-                        (vld1q_u8(quad), vld1q_u8(quad.add(64)))
-                    };
-                    let (low, high) = (vreinterpretq_s32_u8(low), vreinterpretq_s32_u8(high));
-                    let (first, second) = (vzip1q_s32(low, high), vzip2q_s32(low, high));
-                    self.weights[2 * four_rows][octet] = vreinterpretq_s8_s32(first);
-                    self.weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(second);
-                });
-            });
-            let row_scales = simd.load_f16(&*bytes.cast()).0;
-            for (pairs, four) in self.scales.as_chunks_mut().0.iter_mut().zip(row_scales) {
+            let row_scales = tiles.row_scales();
+            let mut tile = PairTile {
+                scales: [vdupq_n_f32(0.0); 8],
+                weights: [[vdupq_n_s8(0); 4]; 8],
+            };
+            for (pairs, four) in tile.scales.as_chunks_mut().0.iter_mut().zip(row_scales) {
                 *pairs = [vzip1q_f32(four, four), vzip2q_f32(four, four)];
             }
+            unrolled!(for octet in [0 1 2 3] {
+                let [first, last] = tiles.signed_octet::<INT4>(octet % 2 == 1);
+                for four_rows in 0..4 {
+                    let first = vreinterpretq_s32_s8(first[four_rows]);
+                    let last = vreinterpretq_s32_s8(last[four_rows]);
+                    let pairs = [vzip1q_s32(first, last), vzip2q_s32(first, last)];
+                    tile.weights[2 * four_rows][octet] = vreinterpretq_s8_s32(pairs[0]);
+                    tile.weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(pairs[1]);
+                }
+            });
+            tile
         }
     }
-}
 
-/// Two activation rows of a block in the order of `smmla`, and their scales.
-///
-/// # Safety
-/// 32 bytes must be readable at each of `values`.
-#[inline(always)]
-unsafe fn pair_activations(
-    values: [*const i8; 2],
-    scales: [f32; 2],
-) -> ([int8x16_t; 4], float32x4_t) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let load = |x: *const i8| vreinterpretq_s64_s8(vld1q_s8(x));
-        let first = [load(values[0]), load(values[0].add(16))];
-        let second = [load(values[1]), load(values[1].add(16))];
-        let octets = [
-            vreinterpretq_s8_s64(vzip1q_s64(first[0], second[0])),
-            vreinterpretq_s8_s64(vzip2q_s64(first[0], second[0])),
-            vreinterpretq_s8_s64(vzip1q_s64(first[1], second[1])),
-            vreinterpretq_s8_s64(vzip2q_s64(first[1], second[1])),
-        ];
-        let scales = vzip1q_f32(vdupq_n_f32(scales[0]), vdupq_n_f32(scales[1]));
-        (octets, scales)
-    }
-}
-
-/// Adds the products of a block for 4 activation rows.
-///
-/// # Safety
-/// The CPU must have i8mm; 32 bytes must be readable at each of `values`.
-#[inline(always)]
-unsafe fn add_block(
-    tile: &UnpackedTile,
-    values: [*const i8; 4],
-    scales: [f32; 4],
-    sums: &mut Sums,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let pairs = [
-            pair_activations([values[0], values[1]], [scales[0], scales[1]]),
-            pair_activations([values[2], values[3]], [scales[2], scales[3]]),
-        ];
-        unrolled!(for row_pair in [0 1 2 3 4 5 6 7] {
-            let weights = &tile.weights[row_pair];
-            for (sums, (activations, scales)) in sums.iter_mut().zip(&pairs) {
-                let dots = smmla(vdupq_n_s32(0), weights[0], activations[0]);
-                let dots = smmla(dots, weights[1], activations[1]);
-                let dots = smmla(dots, weights[2], activations[2]);
-                let dots = smmla(dots, weights[3], activations[3]);
-                let scale = vmulq_f32(tile.scales[row_pair], *scales);
-                sums[row_pair] = vfmaq_f32(sums[row_pair], vcvtq_f32_s32(dots), scale);
+    #[inline(always)]
+    unsafe fn add_panel<const INT4: bool>(
+        tiles: &[PairTile],
+        x: Activations,
+        sums: &mut Self::Sums,
+    ) {
+        // Eight rows at a time: as many as the registers hold.
+        for (eight_rows, sums) in sums.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let mut x = x.interleaved;
+            let mut running = *sums;
+            for tile in tiles {
+                let row_scales = &tile.scales.as_chunks::<4>().0[eight_rows];
+                let weights = &tile.weights.as_chunks::<4>().0[eight_rows];
+                // SAFETY: the caller's promise; the weights of eight rows are 256 bytes.
+                unsafe {
+                    let mut weights = TileReader::new((&raw const *weights).cast());
+                    let values: *const i8 = (&raw const (*x).values).cast();
+                    let pairs: [[_; 4]; 2] = from_fn(|pair| {
+                        from_fn(|octet| vld1q_s8(values.add(64 * pair + 16 * octet)))
+                    });
+                    // The scales of a pair, twice.
+                    let scales = (*x).scales.as_ptr().cast();
+                    let scales = [vld1q_dup_f64(scales), vld1q_dup_f64(scales.add(1))];
+                    let scales = scales.map(|pair| vreinterpretq_f32_f64(pair));
+                    unrolled!(for row_pair in [0 1 2 3] {
+                        let weights = weights.next_64(row_pair % 2 == 1);
+                        let mut dots = [vdupq_n_s32(0); 2];
+                        for octet in 0..4 {
+                            dots = from_fn(|pair| smmla(dots[pair], weights[octet], pairs[pair][octet]));
+                        }
+                        running[row_pair] = from_fn(|pair| {
+                            let scale = vmulq_f32(row_scales[row_pair], scales[pair]);
+                            vfmaq_f32(running[row_pair][pair], vcvtq_f32_s32(dots[pair]), scale)
+                        });
+                    });
+                    x = x.add(1);
+                }
             }
-        });
+            *sums = running;
+        }
+    }
+
+    #[inline(always)]
+    fn outputs(sums: &Self::Sums) -> [Floats; PANEL_ROWS] {
+        from_fn(|m| {
+            Floats(from_fn(|i| {
+                let (upper, lower) = (sums[2 * i][m / 2], sums[2 * i + 1][m / 2]);
+                // SAFETY: NEON is always there.
+                unsafe {
+                    if m % 2 == 0 {
+                        vuzp1q_f32(upper, lower)
+                    } else {
+                        vuzp2q_f32(upper, lower)
+                    }
+                }
+            }))
+        })
     }
 }
 
 impl Simd for I8mm {
     float_methods!();
     const BATCH: usize = 4;
+    const INTERLEAVED: bool = true;
 
     #[inline(always)]
     unsafe fn dots_int4<const M: usize, const QUADS: usize>(
@@ -187,62 +198,9 @@ impl Simd for I8mm {
         self,
         group: &[u8],
         x: &QuantizedRows,
-        mut finish: impl FnMut(usize, Floats),
+        finish: impl FnMut(usize, Floats),
     ) -> usize {
-        if x.rows() < 4 {
-            return 0;
-        }
-        let tile_bytes = if INT4 { 32 + 256 } else { 32 + 512 };
-        // SAFETY: zeros; NEON is always there.
-        let zero = unsafe { vdupq_n_f32(0.0) };
-        // SAFETY: as above.
-        let zeros = unsafe { vdupq_n_s8(0) };
-        let empty = UnpackedTile {
-            weights: [[zeros; 4]; 8],
-            scales: [zero; 8],
-        };
-        let mut tiles = [empty; PANEL_BLOCKS];
-        let mut sums: Vec<Sums> = vec![[[zero; 8]; 2]; x.rows() / 4];
-        for (panel_index, panel) in group.chunks(PANEL_BLOCKS * tile_bytes).enumerate() {
-            let first_block = panel_index * PANEL_BLOCKS;
-            let blocks = panel.len() / tile_bytes;
-            for (tile, bytes) in tiles.iter_mut().zip(panel.chunks_exact(tile_bytes)) {
-                // SAFETY: `bytes` is a tile; `self` proves the CPU's support.
-                unsafe { tile.unpack::<INT4>(self, bytes.as_ptr()) };
-            }
-            for (index, sums) in sums.iter_mut().enumerate() {
-                let values: [_; 4] = from_fn(|m| {
-                    let start = first_block * ACTIVATION_BLOCK;
-                    x.values(4 * index + m)[start..][..blocks * ACTIVATION_BLOCK].as_ptr()
-                });
-                let scales: [_; 4] = from_fn(|m| &x.scales(4 * index + m)[first_block..][..blocks]);
-                let mut running = *sums;
-                for (block, tile) in tiles[..blocks].iter().enumerate() {
-                    // SAFETY: `values` are `blocks` blocks long; `self` proves the CPU's support.
-                    unsafe {
-                        let values = values.map(|values| values.add(block * ACTIVATION_BLOCK));
-                        add_block(
-                            tile,
-                            values,
-                            scales.map(|scales| scales[block]),
-                            &mut running,
-                        );
-                    }
-                }
-                *sums = running;
-            }
-        }
-        for (index, sums) in sums.iter().enumerate() {
-            for (pair, sums) in sums.iter().enumerate() {
-                // SAFETY: NEON is always there.
-                let (even, odd) = unsafe {
-                    let even = from_fn(|i| vuzp1q_f32(sums[2 * i], sums[2 * i + 1]));
-                    (even, from_fn(|i| vuzp2q_f32(sums[2 * i], sums[2 * i + 1])))
-                };
-                finish(4 * index + 2 * pair, Floats(even));
-                finish(4 * index + 2 * pair + 1, Floats(odd));
-            }
-        }
-        4 * sums.len()
+        // SAFETY: `self` proves the CPU's support.
+        unsafe { multiply::<Self, INT4>(group, x, finish) }
     }
 }

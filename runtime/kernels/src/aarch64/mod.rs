@@ -4,6 +4,8 @@ mod dotprod;
 mod floats;
 mod i8mm;
 mod neon;
+mod products;
+mod tiles;
 
 pub(crate) use dotprod::{has_dotprod, run_dotprod};
 pub(crate) use i8mm::{has_i8mm, run_i8mm};
