@@ -413,3 +413,55 @@ fn bench_reports_every_combination_once() {
         }
     }
 }
+
+#[test]
+fn a_pruned_build_says_so_and_has_zeros_where_the_unpruned_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("pruned.niwaki");
+    let calibration = demo_export()
+        .parent()
+        .unwrap()
+        .join("texts/calibration.txt");
+    niwaki!("build", demo_export(), "-o", &bundle, "--prune", "wanda")
+        .arg("--calibration")
+        .arg(&calibration)
+        .args(["--calibration-tokens", "256", "--keep", "2:4"])
+        .assert()
+        .success();
+    let inspected = json(&mut niwaki!("inspect", &bundle));
+    assert_eq!(
+        inspected["manifest"]["provenance"]["options"]["prune"],
+        "wanda 2:4"
+    );
+    assert_eq!(
+        inspected["manifest"]["name"],
+        json(&mut niwaki!("inspect", int4()))["manifest"]["name"]
+    );
+}
+
+#[test]
+fn pruning_reports_what_it_did_and_what_it_cost() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model.onnx");
+    let text = folder.path().join("text.txt");
+    fs::write(
+        &text,
+        "Once upon a time there was a king who had a daughter.",
+    )
+    .unwrap();
+    let report = json(
+        niwaki!("prune", demo_export().join("model.onnx"), "-o", &output)
+            .args(["--method", "magnitude", "--sparsity", "0.25"])
+            .arg("--text")
+            .arg(&text),
+    );
+    let (zeros, weights) = (
+        report["zeros"].as_f64().unwrap(),
+        report["weights"].as_f64().unwrap(),
+    );
+    assert!((zeros / weights - 0.25).abs() < 0.001, "{report}");
+    let perplexity = &report["perplexity"];
+    assert_ne!(perplexity["before"], perplexity["after"]);
+    assert!(output.is_file());
+    assert!(!report["pruned"].as_array().unwrap().is_empty());
+}

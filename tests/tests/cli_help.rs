@@ -25,6 +25,7 @@ macro_rules! help_of {
 help_of! {
     niwaki:;
     build: "build";
+    prune: "prune";
     quantize: "quantize";
     pack: "pack";
     inspect: "inspect";

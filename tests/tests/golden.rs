@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
-const INT4_LOGITS: &str = "220fa6c8afbd7242b262b250a573bc14ea824e48c2c570dad5f5052a6321ec4f";
-const INT8_LOGITS: &str = "8fe100afc20ce105dc67ec1d70d082ca8e70d219a95d785218f465a45e45a30a";
+const INT4_LOGITS: &str = "42c2e6e4546fc0130eee29c40dd78f2c81c4194dbb1b47a66965edb514461da7";
+const INT8_LOGITS: &str = "7b138c7a5b91847a51d3fe34d40e5bdae814db4d6bed91c7d428fa53e7a20f3f";
 /// What the int4 model writes after the prompt with seed 7.
 const STORY: &str = " who was a greatly man who had brought him to the court of King Arthur, and he would not be delive";
 const PROMPT: &str = "Once upon a time there was a king";

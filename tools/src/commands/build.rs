@@ -54,6 +54,7 @@ enum FloatWeights {
 pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
     let weights = args.weights.into();
     let built = match args.prune {
+        None if args.amount.is_given() => return Err(CommandError::AmountWithoutMethod),
         None => write_bundle(&args.export, None, &args.output, weights)?,
         Some(method) => {
             let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;

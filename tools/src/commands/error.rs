@@ -93,6 +93,9 @@ pub(super) enum CommandError {
         #[source]
         source: Box<PruneError>,
     },
+    /// How much to prune, and not whether.
+    #[error("--sparsity, --keep and --calibration say how to prune, and --prune METHOD is missing")]
+    AmountWithoutMethod,
     /// Wanda has nothing to measure with.
     #[error("pruning by wanda needs a text to measure on")]
     NoCalibration,

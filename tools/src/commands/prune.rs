@@ -58,19 +58,22 @@ pub(super) enum Method {
 /// How much is pruned, and on which text importance is measured.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PruneAmount {
-    /// Share of the weights that become zero, 0 to 1.
-    #[arg(long, default_value_t = 0.5, value_name = "SHARE", value_parser = share)]
-    sparsity: f64,
+    /// Share of the weights that become zero, 0 to 1; 0.5 if nothing is said.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    sparsity: Option<f64>,
     /// Keep M of every N weights along the input instead, as in 2:4.
     #[arg(long, value_name = "M:N", conflicts_with = "sparsity")]
     keep: Option<Kept>,
-    /// UTF-8 text like those the model will see, for --method wanda.
+    /// UTF-8 text like those the model will see: wanda measures on it.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Tokens of the calibration text that are used. Memory grows with them: one row of the model's width each.
     #[arg(long, default_value = "8192", value_name = "N")]
     calibration_tokens: NonZeroUsize,
 }
+
+/// Half of the weights.
+const DEFAULT_SPARSITY: f64 = 0.5;
 
 /// Tokens that see each other in calibration and evaluation.
 const WINDOW_TOKENS: usize = 256;
@@ -112,14 +115,19 @@ impl PruneAmount {
         };
         match self.keep {
             Some(Kept { kept, of }) => format!("{method} {kept}:{of}"),
-            None => format!("{method} {}", self.sparsity),
+            None => format!("{method} {}", self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
         }
+    }
+
+    /// Whether anything was said.
+    pub(super) fn is_given(&self) -> bool {
+        self.sparsity.is_some() || self.keep.is_some() || self.calibration.is_some()
     }
 
     fn pattern(&self) -> Pattern {
         match self.keep {
             Some(Kept { kept, of }) => Pattern::OfConsecutive { kept, of },
-            None => Pattern::Unstructured(self.sparsity),
+            None => Pattern::Unstructured(self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
         }
     }
 }

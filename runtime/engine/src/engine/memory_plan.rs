@@ -130,7 +130,7 @@ pub(super) fn memory_plan(
             backing: Backing::File,
             size_bytes: bundle.header().bundle_bytes,
         },
-        anonymous("graph and plan", graph_bytes(bundle, graph)),
+        anonymous("graph and plan", graph_bytes(bundle, graph, decoder)),
         anonymous(
             "tokenizer",
             tokenizer_bytes(section(SectionKind::Tokenizer)),
@@ -186,12 +186,15 @@ fn attention_bytes(graph: &Graph, context_tokens: usize, threads: usize) -> u64 
 }
 
 /// The parsed graph and weight table, tract's nodes, and a session's list of values.
-fn graph_bytes(bundle: &Bundle, graph: &Graph) -> u64 {
-    /// Measured: a node, its name, its facts and its place in the plan.
-    const PER_NODE: u64 = 2 << 10;
+fn graph_bytes(bundle: &Bundle, graph: &Graph, decoder: &Decoder) -> u64 {
+    /// Measured: a parsed node and its name.
+    const PER_NODE: u64 = 256;
+    /// Measured: a tract node, its name, its facts and its place in the plan.
+    const PER_STEP: u64 = 1792;
     const PER_WEIGHT: u64 = 256;
     let table = bundle.weight_table();
     graph.nodes.len() as u64 * PER_NODE
+        + decoder.steps() as u64 * PER_STEP
         + (table.matrices.len() + table.vectors.len()) as u64 * PER_WEIGHT
 }
 

@@ -123,6 +123,11 @@ impl Decoder {
         Ok(Decoder { plan, pool_columns })
     }
 
+    /// Number of operators that a run passes through.
+    pub(crate) fn steps(&self) -> usize {
+        self.plan.order_without_consts().len()
+    }
+
     /// What a session's values take.
     pub(crate) fn pool_columns(&self) -> PoolColumns {
         self.pool_columns
