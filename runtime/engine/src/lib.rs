@@ -24,6 +24,8 @@ mod generate;
 pub mod graph;
 mod kv;
 mod model;
+#[cfg(feature = "cloud")]
+pub mod route;
 mod text;
 
 pub use engine::{
