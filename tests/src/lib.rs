@@ -26,7 +26,7 @@ pub fn demo_held_out_text() -> PathBuf {
 macro_rules! niwaki {
     ($($argument:expr),* $(,)?) => {{
         let mut command = assert_cmd::cargo::cargo_bin_cmd!("niwaki-under-test");
-        for variable in ["NIWAKI_ISA", "COLUMNS", "NO_COLOR", "CLICOLOR_FORCE"] {
+        for variable in ["NIWAKI_ISA", "COLUMNS", "NO_COLOR", "CLICOLOR_FORCE", "NIWAKI_CLOUD_API_KEY"] {
             command.env_remove(variable);
         }
         $(command.arg($argument);)*

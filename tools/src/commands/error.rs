@@ -4,6 +4,7 @@ use crate::build::BuildError;
 use crate::lower::LeftOver;
 use crate::prune::PruneError;
 use crate::quantize::QuantizeError;
+use niwaki::route::{BackendFailure, CloudError, Refusal, RouteFailure};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -116,6 +117,12 @@ pub(super) enum CommandError {
         #[source]
         source: niwaki::TemplateError,
     },
+    /// The prompt was not answered, neither here nor elsewhere.
+    #[error(transparent)]
+    Route(#[from] niwaki::route::RouteError),
+    /// The endpoint cannot be used.
+    #[error("cannot use the endpoint")]
+    Endpoint(#[source] niwaki::route::CloudError),
     /// The calls are not the JSON they should be.
     #[error("{} is not a list of calls", path.display())]
     CallsSyntax {
@@ -187,6 +194,18 @@ impl CommandError {
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"
             }
+            CommandError::Endpoint(CloudError::PlaintextForbidden { .. }) => {
+                "--cloud-allow-plaintext allows it"
+            }
+            CommandError::Route(error) => match &error.failure {
+                RouteFailure::Failed(BackendFailure::Cloud(CloudError::Unauthorized {
+                    ..
+                })) => "put the key into NIWAKI_CLOUD_API_KEY",
+                RouteFailure::Refused(Refusal::NoEndpoint) => {
+                    "give --cloud-endpoint and --cloud-model"
+                }
+                _ => return None,
+            },
             CommandError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "the folder has to exist"
             }

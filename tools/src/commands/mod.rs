@@ -13,6 +13,7 @@ mod model;
 mod pack;
 mod prune;
 mod quantize;
+mod routing;
 mod run;
 mod staging;
 
@@ -31,6 +32,8 @@ Exit codes:
 Environment:
   NIWAKI_ISA  use these kernels instead of the best this CPU has: scalar, avx2, avx512vnni,
               neon, dotprod, i8mm. Results do not depend on it.
+  NIWAKI_CLOUD_API_KEY
+              key of the endpoint that --cloud-endpoint names
   NO_COLOR    print without colours and emphasis";
 
 /// Imports, prunes, quantizes, packs, measures and runs language models for phones and small boards.

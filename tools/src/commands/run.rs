@@ -3,9 +3,11 @@
 use super::error::CommandError;
 use super::generation::{GenerationArgs, finish_reason};
 use super::model::{self, EngineArgs, Model};
+use super::routing::{Prompt, RoutingArgs};
 use super::{print, print_json};
 use clap::Args;
 use niwaki::GenerateOptions;
+use niwaki::route::Decision;
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,8 @@ pub(super) struct RunArgs {
     generation: GenerationArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    routing: RoutingArgs,
 }
 
 /// What was generated, as `--json` prints it.
@@ -43,30 +47,52 @@ pub(super) struct Outcome {
     finish_reason: &'static str,
     first_token_s: f64,
     decode_tokens_per_s: f64,
+    /// Who answered and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision: Option<Decision>,
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
-    let prompt = match args.prompt.as_str() {
+    let text = match args.prompt.as_str() {
         "-" => io::read_to_string(io::stdin()).map_err(CommandError::read(Path::new("stdin")))?,
         prompt => prompt.to_owned(),
     };
     let model = model::open(&args.model, &args.engine)?;
-    let prompt = model.encode_prompt(&prompt, !args.no_bos)?;
+    let prompt = model.encode_prompt(&text, !args.no_bos)?;
     let options = args
         .generation
         .options(model.engine().generation_defaults());
-    let outcome = generate(&model, &prompt, &options, |text| match args.json {
-        true => Ok(()),
-        false => print(text),
-    })?;
+    let prompt = Prompt {
+        text: &text,
+        tokens: &prompt,
+    };
+    let start = Instant::now();
+    let answered = args
+        .routing
+        .answer(&model, &prompt, &options, |text| match args.json {
+            true => Ok(()),
+            false => print(text),
+        })?;
+    let decode_s = start
+        .elapsed()
+        .saturating_sub(answered.first_token)
+        .as_secs_f64();
     if args.json {
-        print_json(&outcome)
+        print_json(&Outcome {
+            decode_tokens_per_s: answered.generated_tokens.saturating_sub(1) as f64 / decode_s,
+            finish_reason: finish_reason(Some(answered.finish_reason)),
+            prompt_tokens: prompt.tokens.len(),
+            text: answered.text,
+            tokens: answered.tokens,
+            first_token_s: answered.first_token.as_secs_f64(),
+            decision: Some(answered.decision),
+        })
     } else {
         print("\n")
     }
 }
 
-/// Generates and hands every piece of text on as it comes.
+/// Generates on the device and hands every piece of text on as it comes.
 pub(super) fn generate(
     model: &Model,
     prompt: &[u32],
@@ -96,5 +122,6 @@ pub(super) fn generate(
         text,
         tokens,
         first_token_s,
+        decision: None,
     })
 }
