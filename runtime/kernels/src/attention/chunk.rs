@@ -53,9 +53,8 @@ pub(super) fn attend<S: Simd, const M: usize>(
         largest: [0.0; M],
         sum: [0.0; M],
     };
-    for m in 0..M {
-        (statistics.largest[m], statistics.sum[m]) =
-            softmax(simd, options, visible, &mut scores[m]);
+    for (m, scores) in scores.iter_mut().enumerate() {
+        (statistics.largest[m], statistics.sum[m]) = softmax(simd, options, visible, scores);
     }
     products.weigh(simd, values, visible, &scores, out);
     statistics

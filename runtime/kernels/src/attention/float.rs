@@ -66,7 +66,7 @@ fn products<S: Simd, const F16: bool, const M: usize>(
     /// Goes on in steps of `$g` groups: several chains at once hide the latency of fma.
     macro_rules! steps {
         ($g:literal) => {
-            while group + $g <= groups.end {
+            while groups.end - group >= $g {
                 let bytes = from_fn(|g| &matrix[(group + g) * group_bytes..]);
                 let sums = chains::<S, F16, $g, M>(simd, bytes, inputs);
                 for (g, sums) in sums.into_iter().enumerate() {
