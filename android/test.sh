@@ -57,15 +57,7 @@ compile tests "$out/niwaki:$library:$android:$junit" -Xfriend-paths="$out/niwaki
   "$out/Readme.kt" android/niwaki/src/test/kotlin
 
 echo "building the test models"
-export_folder=$out/demo-export
-rm -rf "$export_folder"
-cp -r tools/demo-model/onnx "$export_folder"
-cargo run --quiet --release -- build "$export_folder" -o "$out/demo.niwaki" --weights int4 >/dev/null
-cat >"$export_folder/chat_template.jinja" <<'JINJA'
-{% for message in messages %}{{ message.role }}: {{ message.content }}
-{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}
-JINJA
-cargo run --quiet --release -- build "$export_folder" -o "$out/chat.niwaki" --weights int4 >/dev/null
+bindings/build-test-models.sh "$out"
 
 # A heap that is resident from the start: what grows is native. JUnit's last lines count the tests.
 [ -t 1 ] && colors=() || colors=(--disable-ansi-colors)

@@ -86,8 +86,10 @@ impl log::Log for Bridge {
             return;
         }
         // The sink is called without the lock: it may set another one.
-        let sink = self.sink.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(sink) = sink.sink.clone() else {
+        let current = self.sink.read().unwrap_or_else(PoisonError::into_inner);
+        let sink = current.sink.clone();
+        drop(current);
+        let Some(sink) = sink else {
             return;
         };
         let level = match record.level() {

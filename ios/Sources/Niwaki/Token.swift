@@ -1,0 +1,96 @@
+internal import NiwakiNative
+
+/// One item of a generation's stream.
+public struct Token: Sendable, Hashable {
+    /// The text that is certain with this token: whole characters, often none.
+    public let text: String
+
+    /// The token's number in the model's vocabulary; `nil` for text that comes after the last token.
+    public let id: Int?
+
+    /// How the generation ended: set in the last item of the stream, and only there. A stream that was cancelled ends
+    /// without it.
+    public let finish: Finish?
+
+    init(text: String, id: Int? = nil, finish: Finish? = nil) {
+        self.text = text
+        self.id = id
+        self.finish = finish
+    }
+
+    init(_ native: NiwakiNative.Token) {
+        self.init(text: native.text, id: native.id.map(Int.init))
+    }
+}
+
+extension Token: CustomStringConvertible {
+    /// Without its text: what models write does not belong into logs.
+    public var description: String {
+        "Token(id: \(id.map(String.init) ?? "nil"), \(text.count) characters, finish: \(finish.map { "\($0)" } ?? "nil"))"
+    }
+}
+
+/// How a generation ended.
+public struct Finish: Sendable, Hashable {
+    /// Why it ended.
+    public let reason: FinishReason
+
+    /// Tokens of the prompt, all earlier turns included.
+    public let promptTokens: Int
+
+    /// Tokens of the prompt that had been computed before.
+    public let reusedTokens: Int
+
+    /// Tokens that were generated.
+    public let newTokens: Int
+
+    /// `nil` for one that did not come to an end.
+    init?(_ native: NiwakiNative.Finish) {
+        guard let reason = FinishReason(native.reason) else { return nil }
+        self.reason = reason
+        promptTokens = Int(clamping: native.promptTokens)
+        reusedTokens = Int(clamping: native.reusedTokens)
+        newTokens = Int(clamping: native.newTokens)
+    }
+}
+
+/// Why a generation ended.
+public enum FinishReason: Sendable, Hashable {
+    /// As many tokens as were asked for.
+    case maxTokens
+
+    /// The model ended its text.
+    case endOfText
+
+    /// One of the stop strings came.
+    case stopString
+
+    /// The context is full.
+    case contextFull
+
+    init?(_ native: NiwakiNative.FinishReason) {
+        switch native {
+        case .maxTokens: self = .maxTokens
+        case .endOfText: self = .endOfText
+        case .stopString: self = .stopString
+        case .contextFull: self = .contextFull
+        case .cancelled, .failed: return nil
+        }
+    }
+}
+
+extension AsyncSequence where Element == Token {
+    /// Collects the whole text of a generation.
+    ///
+    /// ```swift
+    /// let story = try await engine.generate("Once upon a time").text()
+    /// ```
+    ///
+    /// - Throws: ``NiwakiError``, or `CancellationError` when the task was cancelled before the text was whole.
+    public func text() async throws -> String {
+        var text = ""
+        for try await token in self { text += token.text }
+        try Task.checkCancellation()
+        return text
+    }
+}
