@@ -151,7 +151,8 @@ public final class Engine: Sendable {
 /// Uses the path of a file that the app may have to ask for.
 private func withPath<Result>(of url: URL, _ use: (String) throws -> Result) throws -> Result {
     guard url.isFileURL else {
-        throw NiwakiError.invalidArgument(details: "a URL of scheme \(url.scheme ?? "none") is no file: download it first")
+        let scheme = url.scheme ?? "no scheme"
+        throw NiwakiError.invalidArgument(details: "a URL of \(scheme) is no file: download it first")
     }
     #if canImport(Darwin)
         // Documents from other apps. A file that is mapped stays readable without the right.

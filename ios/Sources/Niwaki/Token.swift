@@ -26,7 +26,9 @@ public struct Token: Sendable, Hashable {
 extension Token: CustomStringConvertible {
     /// Without its text: what models write does not belong into logs.
     public var description: String {
-        "Token(id: \(id.map(String.init) ?? "nil"), \(text.count) characters, finish: \(finish.map { "\($0)" } ?? "nil"))"
+        let id = id.map(String.init) ?? "nil"
+        let finish = finish.map { "\($0)" } ?? "nil"
+        return "Token(id: \(id), \(text.count) characters, finish: \(finish))"
     }
 }
 

@@ -98,7 +98,7 @@ final class ErrorTests: XCTestCase {
             (GenerateOptions(maxNewTokens: -1), "maxNewTokens -1"),
             (GenerateOptions(maxNewTokens: .max), "maxNewTokens"),
             (GenerateOptions(sampling: Sampling(topK: 0)), "topK 0"),
-            (GenerateOptions(sampling: Sampling(repetitionPenalty: RepetitionPenalty(factor: 1, lastTokens: -2))), "lastTokens"),
+            (GenerateOptions(sampling: Sampling(repetitionPenalty: .init(factor: 1, lastTokens: -2))), "lastTokens"),
         ] {
             let error = await failure { _ = try await engine.generate("Once", options: options).all() }
             guard case .invalidArgument(let details) = error else { return XCTFail("\(String(describing: error))") }

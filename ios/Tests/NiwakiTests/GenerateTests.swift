@@ -93,7 +93,9 @@ final class GenerateTests: XCTestCase {
         let engine = try await openDemo()
         let count = 100
         let texts = try await withThrowingTaskGroup(of: String.self) { group in
-            for _ in 0..<count { group.addTask { try await engine.generate("Once", options: greedy.limited(to: 3)).text() } }
+            for _ in 0..<count {
+                group.addTask { try await engine.generate("Once", options: greedy.limited(to: 3)).text() }
+            }
             return try await group.all()
         }
         XCTAssertEqual(texts.count, count)

@@ -24,7 +24,7 @@ mod generate;
 pub mod graph;
 mod kv;
 mod model;
-#[cfg(feature = "route")]
+#[cfg(feature = "cloud")]
 pub mod route;
 mod text;
 
