@@ -30,6 +30,12 @@ pub fn memory_plan(source: BundleSource, options: OpenOptions) -> Result<MemoryP
     Ok((&plan).into())
 }
 
+impl Engine {
+    pub(crate) fn engine(&self) -> &niwaki::Engine {
+        &self.engine
+    }
+}
+
 #[uniffi::export]
 impl Engine {
     /// Opens a bundle. It may read the whole file to verify it.

@@ -1,5 +1,7 @@
 //! The engine's errors as an app sees them.
 
+use crate::endpoint::EndpointFailure;
+use crate::policy::RoutingRefusal;
 use niwaki::bundle::BundleError;
 use niwaki::{GenerateError, OpenError, SessionError, TemplateError, TextError};
 use std::error::Error;
@@ -66,6 +68,31 @@ pub enum NiwakiError {
         /// More about it.
         details: String,
     },
+    /// Nobody may or can answer the request, and nothing was sent: allow another routing mode, or give the router
+    /// what is missing.
+    #[error("{details}")]
+    NotRouted {
+        /// What is in the way.
+        refusal: RoutingRefusal,
+        /// More about it.
+        details: String,
+    },
+    /// The endpoint gave no answer, or not all of it.
+    #[error("{details}")]
+    Endpoint {
+        /// What failed.
+        failure: EndpointFailure,
+        /// The status of its response; absent where that was not the failure.
+        status: Option<u16>,
+        /// The endpoint's own code for the failure, such as `context_length_exceeded`.
+        code: Option<String>,
+        /// When to try again, if the endpoint said so.
+        retry_after_ms: Option<u64>,
+        /// Whether a part of the answer was given out before.
+        broke_off: bool,
+        /// More about it.
+        details: String,
+    },
     /// Another stream of this session or chat is still going on: read it to its end, or cancel it.
     #[error("another stream of this session is still going on; read it to its end or cancel it")]
     Busy,
@@ -86,7 +113,7 @@ impl NiwakiError {
 }
 
 /// The messages of an error and its causes.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -126,10 +153,10 @@ impl From<OpenError> for NiwakiError {
     }
 }
 
-impl From<SessionError> for NiwakiError {
-    fn from(error: SessionError) -> Self {
-        let details = chain(&error);
-        match error {
+impl From<&SessionError> for NiwakiError {
+    fn from(error: &SessionError) -> Self {
+        let details = chain(error);
+        match *error {
             SessionError::ContextFull {
                 context_tokens,
                 len,
@@ -152,9 +179,9 @@ impl From<SessionError> for NiwakiError {
     }
 }
 
-impl From<TextError> for NiwakiError {
-    fn from(error: TextError) -> Self {
-        let details = chain(&error);
+impl From<&TextError> for NiwakiError {
+    fn from(error: &TextError) -> Self {
+        let details = chain(error);
         match error {
             TextError::Encode => NiwakiError::InvalidArgument { details },
             _ => NiwakiError::InvalidBundle { details },
@@ -162,9 +189,9 @@ impl From<TextError> for NiwakiError {
     }
 }
 
-impl From<TemplateError> for NiwakiError {
-    fn from(error: TemplateError) -> Self {
-        let details = chain(&error);
+impl From<&TemplateError> for NiwakiError {
+    fn from(error: &TemplateError) -> Self {
+        let details = chain(error);
         match error {
             TemplateError::Refused(_) => NiwakiError::InvalidArgument { details },
             _ => NiwakiError::NoChat { details },
@@ -172,9 +199,9 @@ impl From<TemplateError> for NiwakiError {
     }
 }
 
-impl From<GenerateError> for NiwakiError {
-    fn from(error: GenerateError) -> Self {
-        let details = chain(&error);
+impl From<&GenerateError> for NiwakiError {
+    fn from(error: &GenerateError) -> Self {
+        let details = chain(error);
         match error {
             GenerateError::Session(error) => error.into(),
             GenerateError::Text(error) => error.into(),
@@ -185,12 +212,30 @@ impl From<GenerateError> for NiwakiError {
                 max_new_tokens,
                 room_tokens,
             } => NiwakiError::ContextFull {
-                needed_tokens: prompt_tokens.saturating_add(max_new_tokens) as u64,
-                context_tokens: room_tokens as u64,
+                needed_tokens: prompt_tokens.saturating_add(*max_new_tokens) as u64,
+                context_tokens: *room_tokens as u64,
                 details,
             },
             _ => NiwakiError::Internal { details },
         }
+    }
+}
+
+impl From<SessionError> for NiwakiError {
+    fn from(error: SessionError) -> Self {
+        (&error).into()
+    }
+}
+
+impl From<TextError> for NiwakiError {
+    fn from(error: TextError) -> Self {
+        (&error).into()
+    }
+}
+
+impl From<GenerateError> for NiwakiError {
+    fn from(error: GenerateError) -> Self {
+        (&error).into()
     }
 }
 

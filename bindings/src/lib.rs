@@ -9,24 +9,34 @@
 //! [`NiwakiError::Internal`]. That is why the `dist` profile unwinds.
 
 mod chat;
+mod decision;
+mod endpoint;
 mod engine;
 mod error;
 mod exclusive;
 mod logging;
 mod memory;
 mod options;
+mod policy;
+mod router;
 mod session;
 mod source;
 mod stream;
+mod transport;
 
 pub use chat::{Chat, Message, Role};
+pub use decision::{Backend, Decision, RoutingReason, TriedBackend};
+pub use endpoint::{ApiKeySource, Endpoint, EndpointFailure, EndpointRetry, EndpointTimeouts};
 pub use engine::{Engine, memory_plan};
 pub use error::NiwakiError;
 pub use logging::{LogLevel, LogSink, set_log_sink};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use options::{ContextEnd, GenerateOptions, OpenOptions, RepetitionPenalty, Sampling};
+pub use policy::{RoutingMode, RoutingPolicy, RoutingRefusal};
+pub use router::{RouteRequest, RoutedFinish, RoutedStream, Router};
 pub use session::Session;
 pub use source::BundleSource;
 pub use stream::{Finish, FinishReason, Token, TokenStream};
+pub use transport::{Exchange, HttpHeader, HttpRequest, ResponseHead, Transport, TransportError};
 
 uniffi::setup_scaffolding!();

@@ -60,26 +60,22 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
     }
 }
 
+impl Ended for Finish {
+    fn failed() -> Finish {
+        Finish {
+            reason: FinishReason::Failed,
+            prompt_tokens: 0,
+            reused_tokens: 0,
+            new_tokens: 0,
+        }
+    }
+}
+
 /// Tokens as they are generated, by a thread that is at most one token ahead of its reader. Dropping the stream
 /// cancels it.
 #[derive(uniffi::Object)]
 pub struct TokenStream {
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    cancellation: Cancellation,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// The token that waits to be read, or the error.
-    waiting: Option<Result<Token, NiwakiError>>,
-    /// Set when nothing more will come, last of all.
-    finish: Option<Finish>,
+    stream: Stream<Token, Finish>,
 }
 
 #[uniffi::export]
@@ -89,6 +85,94 @@ impl TokenStream {
     /// # Errors
     /// [`NiwakiError`], once; then the stream has ended.
     pub fn next(&self) -> Result<Option<Token>, NiwakiError> {
+        self.stream.next()
+    }
+
+    /// Stops the work, which ends within one layer's time, in prefill as in decode. Does not wait for that;
+    /// [`next`](Self::next) does.
+    pub fn cancel(&self) {
+        self.stream.cancel();
+    }
+
+    /// How it ended; `None` while it goes on.
+    pub fn finish(&self) -> Option<Finish> {
+        self.stream.finish()
+    }
+
+    /// Operators that were begun for it: how much was computed, in a measure that no machine's speed changes.
+    pub fn operators_begun(&self) -> u64 {
+        self.stream.shared.cancellation.operators_begun()
+    }
+}
+
+impl TokenStream {
+    /// Runs `work` on a thread of its own.
+    pub(crate) fn start(
+        work: impl FnOnce(&Feed<Token, Finish>) -> Result<Finish, NiwakiError> + Send + 'static,
+    ) -> Result<Arc<TokenStream>, NiwakiError> {
+        let stream = Stream::start(work)?;
+        Ok(Arc::new(TokenStream { stream }))
+    }
+
+    /// Whether it has neither ended nor been cancelled.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.stream.goes_on()
+    }
+}
+
+/// How a stream ends, also when it fails.
+pub(crate) trait Ended: Clone + Send + 'static {
+    fn failed() -> Self;
+}
+
+/// Items from a thread that is at most one of them ahead of its reader. Dropping the stream cancels it.
+pub(crate) struct Stream<I, F> {
+    shared: Arc<Shared<I, F>>,
+}
+
+struct Shared<I, F> {
+    cancellation: Cancellation,
+    state: Mutex<State<I, F>>,
+    changed: Condvar,
+}
+
+struct State<I, F> {
+    /// The item that waits to be read, or the error.
+    waiting: Option<Result<I, NiwakiError>>,
+    /// Set when nothing more will come, last of all.
+    finish: Option<F>,
+}
+
+impl<I: Send + 'static, F: Ended> Stream<I, F> {
+    /// Runs `work` on a thread of its own.
+    pub(crate) fn start(
+        work: impl FnOnce(&Feed<I, F>) -> Result<F, NiwakiError> + Send + 'static,
+    ) -> Result<Stream<I, F>, NiwakiError> {
+        let shared = Arc::new(Shared {
+            cancellation: Cancellation::new(),
+            state: Mutex::new(State {
+                waiting: None,
+                finish: None,
+            }),
+            changed: Condvar::new(),
+        });
+        let feed = Feed {
+            shared: shared.clone(),
+        };
+        std::thread::Builder::new()
+            .name("niwaki".into())
+            .spawn(move || {
+                let result = catch_unwind(AssertUnwindSafe(|| work(&feed)));
+                feed.end(result.unwrap_or_else(|_| Err(NiwakiError::panicked())));
+            })
+            .map_err(|error| NiwakiError::Internal {
+                details: format!("no thread can be started: {error}"),
+            })?;
+        Ok(Stream { shared })
+    }
+
+    /// Waits for the next item; `None` when the stream has ended.
+    pub(crate) fn next(&self) -> Result<Option<I>, NiwakiError> {
         let mut state = self.shared.state();
         loop {
             if let Some(item) = state.waiting.take() {
@@ -102,71 +186,71 @@ impl TokenStream {
         }
     }
 
-    /// Stops the work, which ends within one layer's time, in prefill as in decode. Does not wait for that;
-    /// [`next`](Self::next) does.
-    pub fn cancel(&self) {
-        let mut state = self.shared.state();
-        self.shared.cancellation.cancel();
-        state.waiting = None;
-        self.shared.changed.notify_all();
-    }
-
-    /// How it ended; `None` while it goes on.
-    pub fn finish(&self) -> Option<Finish> {
+    pub(crate) fn finish(&self) -> Option<F> {
         self.shared.state().finish.clone()
     }
 
-    /// Operators that were begun for it: how much was computed, in a measure that no machine's speed changes.
-    pub fn operators_begun(&self) -> u64 {
-        self.shared.cancellation.operators_begun()
-    }
-}
-
-impl TokenStream {
-    /// Runs `work` on a thread of its own.
-    pub(crate) fn start(
-        work: impl FnOnce(&Feed) -> Result<Finish, NiwakiError> + Send + 'static,
-    ) -> Result<Arc<TokenStream>, NiwakiError> {
-        let shared = Arc::new(Shared::default());
-        let feed = Feed {
-            shared: shared.clone(),
-        };
-        std::thread::Builder::new()
-            .name("niwaki".into())
-            .spawn(move || {
-                let result = catch_unwind(AssertUnwindSafe(|| work(&feed)));
-                feed.end(result.unwrap_or_else(|_| Err(NiwakiError::panicked())));
-            })
-            .map_err(|error| NiwakiError::Internal {
-                details: format!("no thread can be started: {error}"),
-            })?;
-        Ok(Arc::new(TokenStream { shared }))
-    }
-
-    /// Whether it has neither ended nor been cancelled.
-    pub(crate) fn goes_on(&self) -> bool {
+    fn goes_on(&self) -> bool {
         let state = self.shared.state();
         state.finish.is_none() && !self.shared.cancellation.is_cancelled()
     }
 }
 
-impl Drop for TokenStream {
+impl<I, F> Stream<I, F> {
+    pub(crate) fn cancel(&self) {
+        let mut state = self.shared.state();
+        self.shared.cancellation.cancel();
+        state.waiting = None;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl<I, F> Drop for Stream<I, F> {
     fn drop(&mut self) {
         self.cancel();
     }
 }
 
-/// The end of a stream that tokens go in at.
-pub(crate) struct Feed {
-    shared: Arc<Shared>,
+/// The end of a stream that items go in at.
+pub(crate) struct Feed<I, F> {
+    shared: Arc<Shared<I, F>>,
 }
 
-impl Feed {
+impl<I, F> Feed<I, F> {
     /// What the reader cancels.
     pub(crate) fn cancellation(&self) -> &Cancellation {
         &self.shared.cancellation
     }
 
+    /// Waits until the item was read. False: nobody will.
+    pub(crate) fn put(&self, item: I) -> bool {
+        let mut state = self.shared.state();
+        if self.shared.cancellation.is_cancelled() {
+            return false;
+        }
+        state.waiting = Some(Ok(item));
+        self.shared.changed.notify_all();
+        while state.waiting.is_some() {
+            state = self.shared.wait(state);
+        }
+        !self.shared.cancellation.is_cancelled()
+    }
+}
+
+impl<I, F: Ended> Feed<I, F> {
+    fn end(&self, result: Result<F, NiwakiError>) {
+        let mut state = self.shared.state();
+        state.finish = Some(result.unwrap_or_else(|error| {
+            if !self.shared.cancellation.is_cancelled() {
+                state.waiting = Some(Err(error));
+            }
+            F::failed()
+        }));
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Feed<Token, Finish> {
     /// Passes tokens on until there are no more or nobody reads them, and counts them.
     pub(crate) fn forward(
         &self,
@@ -186,47 +270,14 @@ impl Feed {
         }
         Ok(count)
     }
-
-    /// Waits until the token was read. False: nobody will.
-    fn put(&self, token: Token) -> bool {
-        let mut state = self.shared.state();
-        if self.shared.cancellation.is_cancelled() {
-            return false;
-        }
-        state.waiting = Some(Ok(token));
-        self.shared.changed.notify_all();
-        while state.waiting.is_some() {
-            state = self.shared.wait(state);
-        }
-        !self.shared.cancellation.is_cancelled()
-    }
-
-    fn end(&self, result: Result<Finish, NiwakiError>) {
-        let mut state = self.shared.state();
-        state.finish = Some(match result {
-            Ok(finish) => finish,
-            Err(error) => {
-                if !self.shared.cancellation.is_cancelled() {
-                    state.waiting = Some(Err(error));
-                }
-                Finish {
-                    reason: FinishReason::Failed,
-                    prompt_tokens: 0,
-                    reused_tokens: 0,
-                    new_tokens: 0,
-                }
-            }
-        });
-        self.shared.changed.notify_all();
-    }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl<I, F> Shared<I, F> {
+    fn state(&self) -> MutexGuard<'_, State<I, F>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State<I, F>>) -> MutexGuard<'a, State<I, F>> {
         let woken = self.changed.wait(state);
         woken.unwrap_or_else(PoisonError::into_inner)
     }

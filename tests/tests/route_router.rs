@@ -5,10 +5,10 @@ mod endpoint;
 
 use endpoint::{Endpoint, HUNG, STREAM_HEAD, dead_port, good_answer, piece, status};
 use niwaki::route::{
-    Backend, BackendFailure, CloudClient, CloudError, CloudOptions, Exchange, HttpRequest,
-    HttpsTransport, LocalAnswer, LocalModel, Policy, PromptSize, Reason, Refusal, ResponseSink,
-    RetryPolicy, RouteError, RouteFailure, RouteRequest, RoutedAnswer, Router, RoutingMode,
-    Transport,
+    Backend, BackendFailure, CloudClient, CloudError, CloudOptions, Exchange, HttpHeader,
+    HttpRequest, HttpsTransport, LocalAnswer, LocalModel, Policy, PromptSize, Reason, Refusal,
+    ResponseHead, RetryPolicy, RouteError, RouteFailure, RouteRequest, RoutedAnswer, Router,
+    RoutingMode, Transport, TransportError,
 };
 use niwaki::{
     Cancellation, ChatRequest, FinishReason, GenerateError, GenerateOptions, Message, SessionError,
@@ -91,7 +91,7 @@ impl LocalModel for Model {
 struct Untouched(AtomicUsize);
 
 impl Transport for Untouched {
-    fn start(&self, _: HttpRequest, _: Arc<ResponseSink>) -> Box<dyn Exchange> {
+    fn exchange(&self, _: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
         self.0.fetch_add(1, Ordering::SeqCst);
         panic!("the transport was touched");
     }
@@ -100,26 +100,33 @@ impl Transport for Untouched {
 /// An app's own HTTP stack, answering from memory.
 struct InMemory(Arc<Mutex<Vec<String>>>);
 
-struct Nothing;
-
-impl Exchange for Nothing {
-    fn cancel(&self) {}
-}
+/// What is still to be read.
+struct Memory(Mutex<Vec<String>>);
 
 impl Transport for InMemory {
-    fn start(&self, request: HttpRequest, response: Arc<ResponseSink>) -> Box<dyn Exchange> {
+    fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
         self.0.lock().unwrap().push(request.url);
-        let header = niwaki::route::HttpHeader {
-            name: "Content-Type".into(),
-            value: "text/event-stream".into(),
-        };
-        assert!(response.head(200, vec![header]));
-        for part in [piece("in "), piece("memory"), endpoint::ending()] {
-            response.data(part.as_bytes());
-        }
-        response.end();
-        Box::new(Nothing)
+        let parts = vec![endpoint::ending(), piece("memory"), piece("in ")];
+        Ok(Arc::new(Memory(Mutex::new(parts))))
     }
+}
+
+impl Exchange for Memory {
+    fn send(&self) -> Result<ResponseHead, TransportError> {
+        Ok(ResponseHead {
+            status: 200,
+            headers: vec![HttpHeader {
+                name: "Content-Type".into(),
+                value: "text/event-stream".into(),
+            }],
+        })
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, TransportError> {
+        Ok(self.0.lock().unwrap().pop().map(String::into_bytes))
+    }
+
+    fn cancel(&self) {}
 }
 
 fn cloud_over(url: &str, transport: Arc<dyn Transport>) -> Arc<CloudClient> {
@@ -157,7 +164,7 @@ fn ask(router: Router, request: RouteRequest) -> (String, Result<RoutedAnswer, R
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut text = String::new();
-        let answer = router.answer(&request, &Cancellation::new(), &mut |piece| {
+        let answer = router.answer(&request, &Cancellation::new(), &mut |piece, _| {
             text.push_str(piece);
             ControlFlow::Continue(())
         });
@@ -385,7 +392,7 @@ fn a_device_that_was_seen_to_be_slow_lets_the_endpoint_go_first() {
         .with_cloud(cloud(&endpoint.url()));
     let answer = |router: &Router| {
         router
-            .answer(&request(), &Cancellation::new(), &mut |_| {
+            .answer(&request(), &Cancellation::new(), &mut |_, _| {
                 ControlFlow::Continue(())
             })
             .unwrap()
@@ -418,7 +425,7 @@ fn cancelling_ends_either_backend_and_asks_no_other() {
             .with_cloud(cloud(&endpoint.url()));
         let mut pieces = 0;
         let answer = router
-            .answer(&request(), &Cancellation::new(), &mut |_| {
+            .answer(&request(), &Cancellation::new(), &mut |_, _| {
                 pieces += 1;
                 ControlFlow::Break(())
             })

@@ -62,6 +62,8 @@ public enum NiwakiError: Error, Sendable, Hashable {
             )
         case .NoChat(let details): self = .noChat(details: details)
         case .InvalidArgument(let details): self = .invalidArgument(details: details)
+        // Only routers fail so.
+        case .NotRouted(_, let details), .Endpoint(_, _, _, _, _, let details): self = .internal(details: details)
         case .Busy: self = .busy
         case .Internal(let details): self = .internal(details: details)
         }

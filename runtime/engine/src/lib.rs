@@ -24,7 +24,7 @@ mod generate;
 pub mod graph;
 mod kv;
 mod model;
-#[cfg(feature = "cloud")]
+#[cfg(feature = "route")]
 pub mod route;
 mod text;
 

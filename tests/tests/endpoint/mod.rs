@@ -1,6 +1,8 @@
 //! An endpoint that does what a test says, down to the byte: good ones and hostile ones.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod asking;
+
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};

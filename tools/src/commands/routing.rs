@@ -114,7 +114,7 @@ impl RoutingArgs {
         let mut first_token = None;
         let mut text = String::new();
         let mut written = Ok(());
-        let answer = router.answer(&request, &Cancellation::new(), &mut |piece| {
+        let answer = router.answer(&request, &Cancellation::new(), &mut |piece, _| {
             first_token.get_or_insert_with(|| start.elapsed());
             text.push_str(piece);
             written = on_text(piece);

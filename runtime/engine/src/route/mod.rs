@@ -2,6 +2,7 @@
 
 mod cloud;
 mod decision;
+#[cfg(feature = "cloud")]
 mod https;
 mod local;
 mod policy;
@@ -11,11 +12,12 @@ mod transport;
 
 pub use cloud::{
     ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
-    CloudUsage, ProtocolProblem, RetryPolicy, TimeoutPhase, TooLarge,
+    CloudUsage, KeyUnavailable, ProtocolProblem, RetryPolicy, TimeoutPhase, TooLarge,
 };
 pub use decision::{Backend, BackendFailure, Decision, Reason, Refusal, Tried};
+#[cfg(feature = "cloud")]
 pub use https::{HttpsTransport, InvalidRoots};
 pub use local::{LocalAnswer, LocalChat, LocalModel, PromptSize};
 pub use policy::{Plan, Policy, RoutingMode, Situation};
 pub use router::{RouteError, RouteFailure, RouteRequest, RoutedAnswer, Router};
-pub use transport::{Exchange, HttpHeader, HttpRequest, ResponseSink, Transport, TransportError};
+pub use transport::{Exchange, HttpHeader, HttpRequest, ResponseHead, Transport, TransportError};

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 ///     },
 ///     on_device_only: false,
 /// };
-/// let answer = router.answer(&request, &Cancellation::new(), &mut |text| {
+/// let answer = router.answer(&request, &Cancellation::new(), &mut |text, _decision| {
 ///     print!("{text}");
 ///     ControlFlow::Continue(())
 /// })?;
@@ -156,9 +156,9 @@ impl Router {
             .predict_ms(prompt_tokens)
     }
 
-    /// Answers a request, handing every piece of text to `on_text` as it comes; breaking off there cancels. The
-    /// thread waits. A backend that fails before its first text is followed by the other one where the policy
-    /// allows it; after its first text never.
+    /// Answers a request, handing every piece of text to `on_text` as it comes, with the record so far: who answers
+    /// and why is known with the first piece. Breaking off there cancels. The thread waits. A backend that fails
+    /// before its first text is followed by the other one where the policy allows it; after its first text never.
     ///
     /// # Errors
     /// [`RouteError`]. A cancelled answer is none: it ends with [`FinishReason::Cancelled`].
@@ -166,7 +166,7 @@ impl Router {
         &self,
         request: &RouteRequest,
         cancellation: &Cancellation,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        on_text: &mut dyn FnMut(&str, &Decision) -> ControlFlow<()>,
     ) -> Result<RoutedAnswer, RouteError> {
         let mut run = Run {
             router: self,
@@ -213,7 +213,7 @@ struct Run<'a> {
     router: &'a Router,
     request: &'a RouteRequest,
     cancellation: &'a Cancellation,
-    on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
+    on_text: &'a mut dyn FnMut(&str, &Decision) -> ControlFlow<()>,
     start: Instant,
     decision: Decision,
 }
@@ -273,7 +273,6 @@ impl Run<'_> {
                 Err(broken) => broken,
             };
             if self.decision.first_text_ms.is_some() {
-                self.decision.answered_by = Some(backend);
                 return Err(RouteFailure::BrokeOff(broken.failure));
             }
             let invalid = matches!(
@@ -332,7 +331,9 @@ impl Run<'_> {
     fn ask_local(&mut self, local: &dyn LocalModel) -> Result<Ended, Broken> {
         let (cancellation, request) = (self.cancellation, &self.request.chat);
         let answer = local
-            .answer(request, cancellation, &mut |token| self.give(&token.text))
+            .answer(request, cancellation, &mut |token| {
+                self.give(Backend::Local, &token.text)
+            })
             .map_err(|error| Broken {
                 failure: BackendFailure::Local(Arc::new(error)),
                 sent: 1,
@@ -356,7 +357,7 @@ impl Run<'_> {
             &request.messages,
             &request.options,
             cancellation,
-            &mut |text| self.give(text),
+            &mut |text| self.give(Backend::Cloud, text),
         );
         match answer {
             Ok(answer) => Ok(Ended {
@@ -377,7 +378,7 @@ impl Run<'_> {
         }
     }
 
-    fn give(&mut self, text: &str) -> ControlFlow<()> {
+    fn give(&mut self, backend: Backend, text: &str) -> ControlFlow<()> {
         if text.is_empty() {
             return ControlFlow::Continue(());
         }
@@ -385,7 +386,8 @@ impl Run<'_> {
         self.decision
             .first_text_ms
             .get_or_insert_with(|| millis(start.elapsed()));
-        (self.on_text)(text)
+        self.decision.answered_by = Some(backend);
+        (self.on_text)(text, &self.decision)
     }
 }
 

@@ -1,30 +1,56 @@
 //! What carries a request to an endpoint: the library's own HTTPS, or an app's HTTP stack.
 //!
-//! A transport moves bytes and knows nothing of chat completions, retries or policy. Deadlines after the
-//! connection is up, size bounds and the reading of the response are the client's, so every transport gets them.
+//! A transport moves bytes and knows nothing of chat completions, retries or policy. Deadlines, size bounds and
+//! the reading of the response are the client's, so every transport gets them.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-/// Moves one HTTP request out and its response in.
+/// Carries HTTP requests.
 ///
 /// Implement it to use an app's own stack (`URLSession`, OkHttp) with its proxies, trust store and metrics.
+///
+/// A transport sends a `POST` once, follows no redirect, retries nothing, caches nothing and logs neither headers
+/// nor bodies: they hold a key and a user's text.
 pub trait Transport: Send + Sync {
-    /// Begins to send `request` and returns at once; what comes back goes to `response`, from any thread.
+    /// Prepares a request. Nothing is opened or resolved before [`Exchange::send`].
     ///
-    /// A transport sends a `POST` once, follows no redirect, retries nothing, caches nothing and logs neither
-    /// headers nor bodies: they hold a key and a user's text. It gives up connecting after
-    /// [`HttpRequest::connect_timeout`].
-    fn start(&self, request: HttpRequest, response: Arc<ResponseSink>) -> Box<dyn Exchange>;
+    /// # Errors
+    /// [`TransportError`] when it cannot be sent at all.
+    fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError>;
 }
 
-/// A request under way.
+/// One request and its response.
+///
+/// [`send`](Self::send) and [`read`](Self::read) block. They come one after the other from a thread that does
+/// nothing else; one that never returns keeps that thread, but not the client, which gives up at its deadline.
 pub trait Exchange: Send + Sync {
-    /// Closes the connection. It does not wait, may come from any thread, and may come after the end.
+    /// Connects, sends the request and waits for status and headers of the response.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    fn send(&self) -> Result<ResponseHead, TransportError>;
+
+    /// Waits for more of the body, decoded from any transfer encoding; `None` at its end. It hands on what has
+    /// come without waiting for a whole buffer of it.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    fn read(&self) -> Result<Option<Vec<u8>>, TransportError>;
+
+    /// Closes the connection: a call that waits returns. Comes from another thread, once at most, when nobody
+    /// wants the rest of the response.
     fn cancel(&self);
+}
+
+/// Status and headers of a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// The status.
+    pub status: u16,
+    /// The headers. Those that are needed are `content-type` and `retry-after`.
+    pub headers: Vec<HttpHeader>,
 }
 
 /// A `POST`. Its `Debug` output holds neither header values nor the body.
@@ -38,6 +64,9 @@ pub struct HttpRequest {
     pub body: Vec<u8>,
     /// How long finding the host, connecting and the TLS handshake may take together.
     pub connect_timeout: Duration,
+    /// How long the response may stay silent. The client's own deadlines come first: it is for stacks that would
+    /// give up sooner unless they are told.
+    pub read_timeout: Duration,
 }
 
 /// A header of a request or a response.
@@ -95,79 +124,9 @@ pub enum TransportError {
     /// What came is not HTTP.
     #[error("the response is not HTTP")]
     NotHttp,
-}
-
-/// Takes in a response. Every method may be called from any thread, one call at a time.
-pub struct ResponseSink {
-    events: Sender<ResponseEvent>,
-    left_bytes: AtomicUsize,
-}
-
-/// What a transport reported.
-#[derive(Debug)]
-pub(super) enum ResponseEvent {
-    Head {
-        status: u16,
-        headers: Vec<HttpHeader>,
-    },
-    Data(Vec<u8>),
-    TooLarge,
-    End,
-    Failed(TransportError),
-}
-
-impl ResponseSink {
-    /// A sink that takes at most `max_bytes` of body, and the other end of it.
-    pub(super) fn new(max_bytes: usize) -> (Arc<ResponseSink>, Receiver<ResponseEvent>) {
-        let (events, receiver) = mpsc::channel();
-        let sink = ResponseSink {
-            events,
-            left_bytes: AtomicUsize::new(max_bytes),
-        };
-        (Arc::new(sink), receiver)
-    }
-
-    /// Status and headers came. `false`: nobody wants the rest, close the connection.
-    pub fn head(&self, status: u16, headers: Vec<HttpHeader>) -> bool {
-        self.send(ResponseEvent::Head { status, headers })
-    }
-
-    /// A part of the body came, decoded from any transfer encoding. `false`: nobody wants the rest, or it is
-    /// more than the client accepts; close the connection.
-    pub fn data(&self, bytes: &[u8]) -> bool {
-        let taken = self
-            .left_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(bytes.len())
-            });
-        match taken {
-            Ok(_) => self.send(ResponseEvent::Data(bytes.to_vec())),
-            Err(_) => {
-                self.send(ResponseEvent::TooLarge);
-                false
-            }
-        }
-    }
-
-    /// The body is complete.
-    pub fn end(&self) {
-        self.send(ResponseEvent::End);
-    }
-
-    /// The request or its response failed.
-    pub fn fail(&self, error: TransportError) {
-        self.send(ResponseEvent::Failed(error));
-    }
-
-    fn send(&self, event: ResponseEvent) -> bool {
-        self.events.send(event).is_ok()
-    }
-}
-
-impl fmt::Debug for ResponseSink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseSink").finish_non_exhaustive()
-    }
+    /// The transport itself failed: an exception that nobody expected.
+    #[error("the transport failed")]
+    Failed,
 }
 
 #[cfg(test)]
@@ -184,27 +143,11 @@ mod tests {
             }],
             body: b"a user's words".to_vec(),
             connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(1),
         };
         let printed = format!("{request:?}");
         assert!(printed.contains("authorization"), "{printed}");
         assert!(!printed.contains("secret"), "{printed}");
         assert!(!printed.contains("words"), "{printed}");
-    }
-
-    #[test]
-    fn a_body_beyond_the_bound_is_refused_and_not_kept() {
-        let (sink, events) = ResponseSink::new(3);
-        assert!(sink.data(b"abc"));
-        assert!(!sink.data(b"d"));
-        assert!(matches!(events.recv(), Ok(ResponseEvent::Data(bytes)) if bytes == b"abc"));
-        assert!(matches!(events.recv(), Ok(ResponseEvent::TooLarge)));
-    }
-
-    #[test]
-    fn a_transport_learns_that_nobody_listens_any_more() {
-        let (sink, events) = ResponseSink::new(3);
-        drop(events);
-        assert!(!sink.head(200, Vec::new()));
-        assert!(!sink.data(b"a"));
     }
 }

@@ -2,11 +2,12 @@
 
 use super::completions::{Chunk, CloudUsage, CompletionRequest, StreamOptions, error_code};
 use super::endpoint::Endpoint;
-use super::error::{CloudError, ProtocolProblem, TimeoutPhase, TooLarge};
+use super::error::{CloudError, ProtocolProblem, TimeoutPhase};
 use super::events::{CompletionEvent, CompletionEvents, check_content_type};
+use super::response::{Outgoing, Response, ResponseEvent};
 use super::retry::{RetryPolicy, retry_after};
-use super::wait::{CloudTimeouts, Deadline, Response, pause};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseEvent, ResponseSink, Transport};
+use super::wait::{CloudTimeouts, Deadline, pause};
+use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, Transport};
 use crate::{Cancellation, GenerateOptions, Message};
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -54,13 +55,21 @@ impl CloudOptions {
 
 /// Gives out the API key when a request is about to be sent. The library never keeps it.
 pub trait ApiKeySource: Send + Sync {
-    /// The key; `None` for an endpoint that wants none.
-    fn api_key(&self) -> Option<String>;
+    /// The key; `None` for an endpoint that wants none. It may block: the wait for the response has begun.
+    ///
+    /// # Errors
+    /// [`KeyUnavailable`]; nothing is sent then.
+    fn api_key(&self) -> Result<Option<String>, KeyUnavailable>;
 }
 
+/// There should be a key, but it cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the API key cannot be had")]
+pub struct KeyUnavailable;
+
 impl<F: Fn() -> Option<String> + Send + Sync> ApiKeySource for F {
-    fn api_key(&self) -> Option<String> {
-        self()
+    fn api_key(&self) -> Result<Option<String>, KeyUnavailable> {
+        Ok(self())
     }
 }
 
@@ -197,24 +206,6 @@ impl CloudClient {
         // refuses.
         serde_json::to_vec(&request).unwrap_or_default()
     }
-
-    fn headers(&self) -> Result<Vec<HttpHeader>, CloudError> {
-        let header = |name: &str, value: String| HttpHeader {
-            name: name.to_owned(),
-            value,
-        };
-        let mut headers = vec![
-            header("content-type", "application/json".to_owned()),
-            header("accept", "text/event-stream".to_owned()),
-        ];
-        if let Some(key) = self.api_key.api_key() {
-            if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(CloudError::InvalidKey);
-            }
-            headers.push(header("authorization", format!("Bearer {key}")));
-        }
-        Ok(headers)
-    }
 }
 
 impl fmt::Debug for CloudClient {
@@ -245,35 +236,36 @@ impl Attempt<'_> {
             TimeoutPhase::FirstByte,
             timeouts.connect.saturating_add(timeouts.first_byte),
         );
-        let request = HttpRequest {
-            url: self.client.endpoint.url.clone(),
-            headers: self.client.headers()?,
-            body,
+        let url = self.client.endpoint.url.clone();
+        let api_key = self.client.api_key.clone();
+        let outgoing = Outgoing {
+            transport: self.client.transport.clone(),
+            host: self.client.endpoint.host.clone(),
             connect_timeout: timeouts.connect,
+            max_response_bytes: self.client.options.max_response_bytes,
+            request: move || {
+                Ok(HttpRequest {
+                    url,
+                    headers: headers(&*api_key)?,
+                    body,
+                    connect_timeout: timeouts.connect,
+                    read_timeout: timeouts.longest_silence(),
+                })
+            },
         };
-        let (sink, events) = ResponseSink::new(self.client.options.max_response_bytes);
-        let response = Response {
-            exchange: self.client.transport.start(request, sink),
-            events,
-            cancellation: self.cancellation,
+        let response = Response::to(outgoing, self.cancellation);
+        let ResponseHead { status, headers } = match response.next(&first_byte)? {
+            Some(ResponseEvent::Head(head)) => head,
+            event => return Err(broken(event)),
         };
-        match response.next(&first_byte)? {
-            Some(ResponseEvent::Head {
-                status: 200,
-                headers,
-            }) => {
-                check_content_type(value_of(&headers, "content-type"))?;
-                self.read_answer(&response)
-            }
-            Some(ResponseEvent::Head { status, headers }) => {
-                self.retry_after = value_of(&headers, "retry-after")
-                    .and_then(|value| retry_after(value, SystemTime::now()));
-                let code = self.read_error_code(&response)?;
-                Err(self.refusal(status, code))
-            }
-            Some(event) => Err(self.broken(Some(event))),
-            None => Err(CloudError::InterruptedStream),
+        if status == 200 {
+            check_content_type(value_of(&headers, "content-type"))?;
+            return self.read_answer(&response);
         }
+        self.retry_after = value_of(&headers, "retry-after")
+            .and_then(|value| retry_after(value, SystemTime::now()));
+        let code = self.read_error_code(&response)?;
+        Err(self.refusal(status, code))
     }
 
     fn deadline(&self, phase: TimeoutPhase, after: Duration) -> Deadline {
@@ -294,7 +286,7 @@ impl Attempt<'_> {
                 Some(ResponseEvent::Data(data)) => data,
                 // Some servers leave [DONE] out. An answer that has said why it ends is complete.
                 Some(ResponseEvent::End) if answer.finish_reason.is_some() => return Ok(answer),
-                event => return Err(self.broken(event)),
+                event => return Err(broken(event)),
             };
             let mut bytes = data.as_slice();
             while let Some(event) = events.next(&mut bytes)? {
@@ -321,25 +313,6 @@ impl Attempt<'_> {
         answer.finish_reason = chunk.finish_reason.or(answer.finish_reason.take());
         answer.usage = chunk.usage.or(answer.usage);
         Ok(())
-    }
-
-    /// An event that is no part of an answer.
-    fn broken(&self, event: Option<ResponseEvent>) -> CloudError {
-        match event {
-            Some(ResponseEvent::TooLarge) => CloudError::TooLarge {
-                what: TooLarge::Response,
-                limit_bytes: self.client.options.max_response_bytes,
-            },
-            Some(ResponseEvent::Failed(error)) => CloudError::from_transport(
-                error,
-                self.client.host(),
-                self.client.options.timeouts.connect,
-            ),
-            Some(ResponseEvent::Head { .. } | ResponseEvent::Data(_)) => {
-                CloudError::Protocol(ProtocolProblem::NotHttp)
-            }
-            Some(ResponseEvent::End) | None => CloudError::InterruptedStream,
-        }
     }
 
     /// Reads a bounded part of a failed response. Whatever goes wrong with it, the status says enough.
@@ -373,6 +346,37 @@ impl Attempt<'_> {
             _ => CloudError::Protocol(ProtocolProblem::Status(status)),
         }
     }
+}
+
+/// What an event that is no part of an answer means.
+fn broken(event: Option<ResponseEvent>) -> CloudError {
+    match event {
+        Some(ResponseEvent::Failed(error)) => error,
+        // The head is the first event and the only head.
+        Some(ResponseEvent::Head(_) | ResponseEvent::Data(_)) => {
+            CloudError::Protocol(ProtocolProblem::NotHttp)
+        }
+        Some(ResponseEvent::End) | None => CloudError::InterruptedStream,
+    }
+}
+
+fn headers(api_key: &dyn ApiKeySource) -> Result<Vec<HttpHeader>, CloudError> {
+    let header = |name: &str, value: String| HttpHeader {
+        name: name.to_owned(),
+        value,
+    };
+    let mut headers = vec![
+        header("content-type", "application/json".to_owned()),
+        header("accept", "text/event-stream".to_owned()),
+    ];
+    let key = api_key.api_key();
+    if let Some(key) = key.map_err(|KeyUnavailable| CloudError::KeyUnavailable)? {
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(CloudError::InvalidKey);
+        }
+        headers.push(header("authorization", format!("Bearer {key}")));
+    }
+    Ok(headers)
 }
 
 fn value_of<'a>(headers: &'a [HttpHeader], name: &str) -> Option<&'a str> {

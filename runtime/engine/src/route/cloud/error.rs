@@ -61,6 +61,9 @@ pub enum CloudError {
     /// The key holds characters that no header can.
     #[error("the API key holds characters that a key cannot have; is there a line break in it?")]
     InvalidKey,
+    /// The app did not give out its key.
+    #[error("the app has no API key to give out: its key source failed")]
+    KeyUnavailable,
     /// Nothing listens at the endpoint.
     #[error("{host} refused the connection; is the server running, and the port right?")]
     Refused {
@@ -158,6 +161,9 @@ pub enum CloudError {
         /// The endpoint's code for it.
         code: Option<String>,
     },
+    /// The app's own transport failed in a way that it has no name for.
+    #[error("the app's transport failed")]
+    Transport,
     /// The connection ended before the answer did.
     #[error("the connection broke before the answer was complete")]
     InterruptedStream,
@@ -184,6 +190,7 @@ impl CloudError {
             },
             TransportError::Interrupted => CloudError::InterruptedStream,
             TransportError::NotHttp => CloudError::Protocol(ProtocolProblem::NotHttp),
+            TransportError::Failed => CloudError::Transport,
         }
     }
 
@@ -193,6 +200,7 @@ impl CloudError {
             CloudError::InvalidEndpoint { .. } => "invalid_endpoint",
             CloudError::PlaintextForbidden { .. } => "plaintext_forbidden",
             CloudError::InvalidKey => "invalid_key",
+            CloudError::KeyUnavailable => "key_unavailable",
             CloudError::Refused { .. } => "refused",
             CloudError::Unreachable { .. } => "unreachable",
             CloudError::Dns { .. } => "dns",
@@ -212,6 +220,7 @@ impl CloudError {
             CloudError::Protocol(_) => "protocol",
             CloudError::TooLarge { .. } => "too_large",
             CloudError::Reported { .. } => "reported",
+            CloudError::Transport => "transport",
             CloudError::InterruptedStream => "interrupted_stream",
             CloudError::Cancelled => "cancelled",
         }

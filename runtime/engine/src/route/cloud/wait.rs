@@ -2,13 +2,11 @@
 
 use super::error::{CloudError, TimeoutPhase};
 use crate::Cancellation;
-use crate::route::transport::{Exchange, ResponseEvent};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a wait looks whether it was cancelled.
-const CANCELLATION_POLL: Duration = Duration::from_millis(20);
+pub(super) const CANCELLATION_POLL: Duration = Duration::from_millis(20);
 
 /// How long each wait may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +30,14 @@ impl Default for CloudTimeouts {
             idle: Duration::from_secs(30),
             total: Duration::from_secs(600),
         }
+    }
+}
+
+impl CloudTimeouts {
+    /// How long a response may stay silent, with some room so that no transport gives up before the client does.
+    pub(super) fn longest_silence(&self) -> Duration {
+        let longest = self.connect.saturating_add(self.first_byte).max(self.idle);
+        longest.saturating_add(Duration::from_secs(5))
     }
 }
 
@@ -76,41 +82,6 @@ impl Deadline {
             phase: self.phase,
             after: self.after,
         }
-    }
-}
-
-/// A request under way. Dropped, its connection is closed.
-pub(super) struct Response<'a> {
-    pub(super) exchange: Box<dyn Exchange>,
-    pub(super) events: Receiver<ResponseEvent>,
-    pub(super) cancellation: &'a Cancellation,
-}
-
-impl Response<'_> {
-    /// What comes next; `None`: the transport went away without a word.
-    ///
-    /// # Errors
-    /// [`CloudError::Timeout`] at the deadline, [`CloudError::Cancelled`].
-    pub(super) fn next(&self, deadline: &Deadline) -> Result<Option<ResponseEvent>, CloudError> {
-        loop {
-            if self.cancellation.is_cancelled() {
-                return Err(CloudError::Cancelled);
-            }
-            // What has come already is taken even when its reader was slow.
-            let left = deadline.left().unwrap_or_default();
-            match self.events.recv_timeout(left.min(CANCELLATION_POLL)) {
-                Ok(event) => return Ok(Some(event)),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(deadline.error()),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => (),
-            }
-        }
-    }
-}
-
-impl Drop for Response<'_> {
-    fn drop(&mut self) {
-        self.exchange.cancel();
     }
 }
 

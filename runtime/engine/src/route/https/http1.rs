@@ -1,7 +1,7 @@
 //! One request and its response in HTTP/1.1 (RFC 9112), with every part of the response bounded.
 
 use super::connection::{Connection, failure};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseSink, TransportError};
+use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, TransportError};
 use http::Uri;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -39,50 +39,110 @@ pub(super) fn send(
         .map_err(|error| failure(&error))
 }
 
-/// How the end of a body is known.
+/// How the end of a body is known, and how much is left until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
-    None,
+    Over,
     Length(u64),
-    Chunked,
+    /// Within a chunk.
+    Chunk(u64),
+    /// Before the line with the size of a chunk.
+    ChunkSize,
     UntilClose,
 }
 
-struct Head {
-    status: u16,
-    headers: Vec<HttpHeader>,
+/// The body of a response, read piece by piece.
+pub(super) struct Body<R> {
+    reader: BufReader<R>,
     framing: Framing,
 }
 
-/// Hands the response on until it ends or nobody wants it.
-pub(super) fn receive(
-    connection: impl Read,
-    response: &ResponseSink,
-) -> Result<(), TransportError> {
+/// Waits for the head of the response.
+pub(super) fn receive<R: Read>(connection: R) -> Result<(ResponseHead, Body<R>), TransportError> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, connection);
-    let head = loop {
-        let head = read_head(&mut reader)?;
+    loop {
+        let (head, framing) = read_head(&mut reader)?;
         // Interim responses announce the final one.
         if head.status >= 200 {
-            break head;
+            return Ok((head, Body { reader, framing }));
         }
-    };
-    if !response.head(head.status, head.headers) {
-        return Ok(());
     }
-    let wanted = match head.framing {
-        Framing::None => true,
-        Framing::Length(length) => pass_on(&mut reader, length, response)?,
-        Framing::Chunked => pass_chunks_on(&mut reader, response)?,
-        Framing::UntilClose => pass_rest_on(&mut reader, response)?,
-    };
-    if wanted {
-        response.end();
-    }
-    Ok(())
 }
 
-fn read_head(reader: &mut impl BufRead) -> Result<Head, TransportError> {
+impl<R: Read> Body<R> {
+    /// What comes next; `None` at the end.
+    pub(super) fn read(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        loop {
+            let (next, bytes) = match self.framing {
+                Framing::Over => return Ok(None),
+                Framing::Length(0) => (Framing::Over, None),
+                Framing::Length(left) => {
+                    let bytes = self.take(left)?;
+                    (Framing::Length(left - bytes.len() as u64), Some(bytes))
+                }
+                Framing::ChunkSize => match self.chunk_size()? {
+                    0 => {
+                        skip_trailers(&mut self.reader)?;
+                        (Framing::Over, None)
+                    }
+                    size => (Framing::Chunk(size), None),
+                },
+                Framing::Chunk(0) => {
+                    if !matches!(read_line(&mut self.reader, 2)?.as_slice(), b"\r\n" | b"\n") {
+                        return Err(TransportError::NotHttp);
+                    }
+                    (Framing::ChunkSize, None)
+                }
+                Framing::Chunk(left) => {
+                    let bytes = self.take(left)?;
+                    (Framing::Chunk(left - bytes.len() as u64), Some(bytes))
+                }
+                // Whether that was the end of the answer, the answer says itself.
+                Framing::UntilClose => match self.fill()? {
+                    0 => (Framing::Over, None),
+                    _ => (Framing::UntilClose, Some(self.take(u64::MAX)?)),
+                },
+            };
+            self.framing = next;
+            if bytes.is_some() {
+                return Ok(bytes);
+            }
+        }
+    }
+
+    /// What has come, at most so many bytes and at least one.
+    fn take(&mut self, most: u64) -> Result<Vec<u8>, TransportError> {
+        let come = self.fill()?;
+        if come == 0 {
+            return Err(TransportError::Interrupted);
+        }
+        let count = usize::try_from(most).map_or(come, |most| most.min(come));
+        let bytes = self.reader.buffer()[..count].to_vec();
+        self.reader.consume(count);
+        Ok(bytes)
+    }
+
+    /// Waits until the buffer holds something, and says how much; 0 at the end of the connection.
+    fn fill(&mut self) -> Result<usize, TransportError> {
+        loop {
+            match self.reader.fill_buf() {
+                Ok(bytes) => return Ok(bytes.len()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(failure(&error)),
+            }
+        }
+    }
+
+    fn chunk_size(&mut self) -> Result<u64, TransportError> {
+        let line = read_line(&mut self.reader, MAX_CHUNK_LINE_BYTES)?;
+        match httparse::parse_chunk_size(&line) {
+            Ok(httparse::Status::Complete((_, size))) => Ok(size),
+            _ => Err(TransportError::NotHttp),
+        }
+    }
+}
+
+fn read_head(reader: &mut impl BufRead) -> Result<(ResponseHead, Framing), TransportError> {
     let mut bytes = Vec::new();
     loop {
         let line = read_line(reader, MAX_HEAD_BYTES - bytes.len())?;
@@ -94,7 +154,7 @@ fn read_head(reader: &mut impl BufRead) -> Result<Head, TransportError> {
     }
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Head, TransportError> {
+fn parse_head(bytes: &[u8]) -> Result<(ResponseHead, Framing), TransportError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut headers);
     let status = match (parsed.parse(bytes), parsed.code) {
@@ -111,10 +171,10 @@ fn parse_head(bytes: &[u8]) -> Result<Head, TransportError> {
     };
     let mut lengths = values("content-length");
     let framing = if matches!(status, 100..=199 | 204 | 304) {
-        Framing::None
+        Framing::Over
     } else if let Some(coding) = values("transfer-encoding").next() {
         match coding.eq_ignore_ascii_case("chunked") {
-            true => Framing::Chunked,
+            true => Framing::ChunkSize,
             false => return Err(TransportError::NotHttp),
         }
     } else if let Some(length) = lengths.next() {
@@ -126,20 +186,14 @@ fn parse_head(bytes: &[u8]) -> Result<Head, TransportError> {
     } else {
         Framing::UntilClose
     };
-    Ok(Head {
-        status,
-        framing,
-        headers: parsed
-            .headers
-            .iter()
-            .filter_map(|header| {
-                Some(HttpHeader {
-                    name: header.name.to_owned(),
-                    value: text(header.value)?.to_owned(),
-                })
-            })
-            .collect(),
-    })
+    let headers = parsed.headers.iter().filter_map(|header| {
+        Some(HttpHeader {
+            name: header.name.to_owned(),
+            value: text(header.value)?.to_owned(),
+        })
+    });
+    let headers = headers.collect();
+    Ok((ResponseHead { status, headers }, framing))
 }
 
 /// A line with its end. One that is longer is no HTTP, one that breaks off an interruption.
@@ -157,50 +211,6 @@ fn read_line(reader: &mut impl BufRead, max_bytes: usize) -> Result<Vec<u8>, Tra
     }
 }
 
-/// Passes so many bytes on; whether more are wanted.
-fn pass_on(
-    reader: &mut impl BufRead,
-    length: u64,
-    response: &ResponseSink,
-) -> Result<bool, TransportError> {
-    let mut left = length;
-    while left > 0 {
-        let bytes = fill(reader)?;
-        if bytes.is_empty() {
-            return Err(TransportError::Interrupted);
-        }
-        let count = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-        if !response.data(&bytes[..count]) {
-            return Ok(false);
-        }
-        reader.consume(count);
-        left -= count as u64;
-    }
-    Ok(true)
-}
-
-fn pass_chunks_on(
-    reader: &mut impl BufRead,
-    response: &ResponseSink,
-) -> Result<bool, TransportError> {
-    loop {
-        let line = read_line(reader, MAX_CHUNK_LINE_BYTES)?;
-        let size = match httparse::parse_chunk_size(&line) {
-            Ok(httparse::Status::Complete((_, size))) => size,
-            _ => return Err(TransportError::NotHttp),
-        };
-        if size == 0 {
-            return skip_trailers(reader).map(|()| true);
-        }
-        if !pass_on(reader, size, response)? {
-            return Ok(false);
-        }
-        if !matches!(read_line(reader, 2)?.as_slice(), b"\r\n" | b"\n") {
-            return Err(TransportError::NotHttp);
-        }
-    }
-}
-
 fn skip_trailers(reader: &mut impl BufRead) -> Result<(), TransportError> {
     let mut left = MAX_HEAD_BYTES;
     loop {
@@ -212,56 +222,26 @@ fn skip_trailers(reader: &mut impl BufRead) -> Result<(), TransportError> {
     }
 }
 
-/// Passes on until the connection ends. Whether that was the end of the answer, the answer says itself.
-fn pass_rest_on(
-    reader: &mut impl BufRead,
-    response: &ResponseSink,
-) -> Result<bool, TransportError> {
-    loop {
-        let bytes = fill(reader)?;
-        let count = bytes.len();
-        if count == 0 {
-            return Ok(true);
-        }
-        if !response.data(bytes) {
-            return Ok(false);
-        }
-        reader.consume(count);
-    }
-}
-
-fn fill(reader: &mut impl BufRead) -> Result<&[u8], TransportError> {
-    loop {
-        match reader.fill_buf() {
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-            Err(error) => return Err(failure(&error)),
-        }
-    }
-    // It is filled already.
-    reader.fill_buf().map_err(|error| failure(&error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::transport::ResponseEvent;
     use proptest::prelude::*;
 
     /// Status and body, or why not.
     fn read(bytes: &[u8]) -> (Option<u16>, Vec<u8>, Result<(), TransportError>) {
-        let (sink, events) = ResponseSink::new(1 << 20);
-        let result = receive(bytes, &sink);
-        drop(sink);
-        let (mut status, mut body) = (None, Vec::new());
-        for event in events {
-            match event {
-                ResponseEvent::Head { status: code, .. } => status = Some(code),
-                ResponseEvent::Data(data) => body.extend(data),
-                _ => (),
+        let (head, mut body) = match receive(bytes) {
+            Ok(received) => received,
+            Err(error) => return (None, Vec::new(), Err(error)),
+        };
+        let mut read = Vec::new();
+        let end = loop {
+            match body.read() {
+                Ok(Some(bytes)) => read.extend(bytes),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
             }
-        }
-        (status, body, result)
+        };
+        (Some(head.status), read, end)
     }
 
     #[test]

@@ -7,17 +7,17 @@
 mod connection;
 mod http1;
 
-use super::transport::{Exchange, HttpRequest, ResponseSink, Transport, TransportError};
+use super::transport::{Exchange, HttpRequest, ResponseHead, Transport, TransportError};
 use connection::{Connection, Socket};
 use http::Uri;
+use http1::Body;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Sends requests over TCP and TLS, each on a connection and a thread of its own. It uses no proxy, follows no
+/// Sends requests over TCP and TLS, each on a connection of its own. It uses no proxy, follows no
 /// redirect and logs nothing.
 #[derive(Clone)]
 pub struct HttpsTransport {
@@ -76,40 +76,52 @@ impl fmt::Debug for HttpsTransport {
 }
 
 impl Transport for HttpsTransport {
-    fn start(&self, request: HttpRequest, response: Arc<ResponseSink>) -> Box<dyn Exchange> {
-        let socket = Arc::new(Socket::default());
-        let spawned = thread::Builder::new().name("niwaki-https".into()).spawn({
-            let (tls, socket, response) = (self.tls.clone(), socket.clone(), response.clone());
-            move || match exchange(tls, &request, &socket, &response) {
-                Ok(()) => (),
-                Err(error) => response.fail(error),
-            }
-        });
-        if spawned.is_err() {
-            response.fail(TransportError::Unreachable);
-        }
-        Box::new(HttpsExchange(socket))
+    fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
+        Ok(Arc::new(HttpsExchange {
+            uri: request.url.parse().map_err(|_| TransportError::Dns)?,
+            tls: self.tls.clone(),
+            request,
+            socket: Socket::default(),
+            response: Mutex::default(),
+        }))
     }
 }
 
-struct HttpsExchange(Arc<Socket>);
+struct HttpsExchange {
+    uri: Uri,
+    tls: Arc<ClientConfig>,
+    request: HttpRequest,
+    socket: Socket,
+    response: Mutex<Option<Body<Connection>>>,
+}
 
 impl Exchange for HttpsExchange {
+    fn send(&self) -> Result<ResponseHead, TransportError> {
+        let timeout = self.request.connect_timeout;
+        let mut connection = Connection::open(&self.uri, self.tls.clone(), timeout, &self.socket)?;
+        http1::send(&mut connection, &self.uri, &self.request)?;
+        let (head, body) = http1::receive(connection)?;
+        *self.response() = Some(body);
+        Ok(head)
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, TransportError> {
+        match &mut *self.response() {
+            Some(body) => body.read(),
+            None => Ok(None),
+        }
+    }
+
     fn cancel(&self) {
-        self.0.close();
+        self.socket.close();
     }
 }
 
-fn exchange(
-    tls: Arc<ClientConfig>,
-    request: &HttpRequest,
-    socket: &Socket,
-    response: &ResponseSink,
-) -> Result<(), TransportError> {
-    let uri: Uri = request.url.parse().map_err(|_| TransportError::Dns)?;
-    let mut connection = Connection::open(&uri, tls, request.connect_timeout, socket)?;
-    http1::send(&mut connection, &uri, request)?;
-    http1::receive(connection, response)
+impl HttpsExchange {
+    /// Only the thread that reads takes it.
+    fn response(&self) -> MutexGuard<'_, Option<Body<Connection>>> {
+        self.response.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

@@ -69,6 +69,9 @@ public class Engine private constructor(private val native: NativeEngine) : Clos
         Chat(chat)
     }
 
+    /** Calls native code with the open engine. */
+    internal inline fun <R> withNative(call: (NativeEngine) -> R): R = lifetime.use { call(native) }
+
     /** Begins no more sessions and chats; those that are open go on. */
     override fun close() {
         if (lifetime.end()) native.close()

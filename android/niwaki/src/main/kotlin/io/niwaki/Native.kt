@@ -29,11 +29,33 @@ internal inline fun <R> native(call: () -> R): R =
 /** Calls native code that blocks, on a thread that may be blocked. */
 internal suspend inline fun <R> offMain(crossinline call: () -> R): R = withContext(Dispatchers.IO) { native(call) }
 
+/** What a native thread brings forth, item by item. */
+internal interface NativeStream<T : Any> : AutoCloseable {
+    /** Waits for the next item; null when it has ended and nothing is done for it any more. */
+    fun next(): T?
+
+    /** Stops the work without waiting for it. */
+    fun cancel()
+
+    /** What is to be said at the end. */
+    fun last(): T?
+}
+
+private class NativeTokens(private val native: TokenStream) : NativeStream<Token> {
+    override fun next(): Token? = native.next()?.let { Token(it.text, it.id?.toInt()) }
+
+    override fun cancel() = native.cancel()
+
+    override fun last(): Token? = native.finish()?.let { Token("", finish = Finish(it)) }
+
+    override fun close() = native.close()
+}
+
 /** Whether an owner of native memory is still open, and what generates with it. */
 internal class Lifetime(private val owner: String) {
     private val lock = Any()
     private var ended = false
-    private val streams = mutableSetOf<TokenStream>()
+    private val streams = mutableSetOf<NativeStream<*>>()
 
     /**
      * Calls native code of the open owner.
@@ -61,11 +83,14 @@ internal class Lifetime(private val owner: String) {
         return true
     }
 
+    /** As [items], of a native stream of tokens. */
+    fun tokens(start: () -> TokenStream): Flow<Token> = items { NativeTokens(start()) }
+
     /**
-     * The tokens of the stream that [start] gives. The native side computes at most one token ahead; when the
-     * collection ends, however it does, the native work has ended too.
+     * The items of the stream that [start] gives, its [NativeStream.last] included. The native side works at most
+     * one item ahead; when the collection ends, however it does, the native work has ended too.
      */
-    fun tokens(start: () -> TokenStream): Flow<Token> = channelFlow {
+    fun <T : Any> items(start: () -> NativeStream<T>): Flow<T> = channelFlow {
         val stream = native { use(start) }
         stream.use {
             try {
@@ -79,12 +104,12 @@ internal class Lifetime(private val owner: String) {
                     }
                 }
                 while (true) {
-                    val token = native { stream.next() } ?: break
-                    send(Token(token.text, token.id?.toInt()))
+                    val item = native { stream.next() } ?: break
+                    send(item)
                 }
                 ensureActive()
                 requireOpen()
-                stream.finish()?.let { send(Token("", finish = Finish(it))) }
+                stream.last()?.let { send(it) }
             } finally {
                 stream.cancel()
                 // Waits for the end of what it still does.
@@ -95,17 +120,17 @@ internal class Lifetime(private val owner: String) {
         coroutineContext.cancelChildren()
     }.flowOn(Dispatchers.IO).buffer(Channel.RENDEZVOUS)
 
-    private fun add(stream: TokenStream) = synchronized(lock) {
+    private fun add(stream: NativeStream<*>) = synchronized(lock) {
         requireOpen()
         streams.add(stream)
     }
 
     /** A stream that was removed may be closed already. */
-    private fun cancel(stream: TokenStream) = synchronized(lock) {
+    private fun cancel(stream: NativeStream<*>) = synchronized(lock) {
         if (stream in streams) stream.cancel()
     }
 
-    private fun remove(stream: TokenStream) = synchronized(lock) { streams.remove(stream) }
+    private fun remove(stream: NativeStream<*>) = synchronized(lock) { streams.remove(stream) }
 
     fun requireOpen() = synchronized(lock) {
         if (ended) throw NiwakiException.Closed("$owner was closed")

@@ -1,9 +1,15 @@
 package io.niwaki
 
+import kotlin.time.Duration
+import kotlin.time.Duration.Companion.milliseconds
 import io.niwaki.ffi.NiwakiException as NativeException
 
 /** What went wrong, by what an app can do about it. Messages are for developers and never hold text of users. */
 public sealed class NiwakiException(message: String, cause: Throwable?) : Exception(message, cause) {
+    /** How the request was routed that failed so; null where no [Router] was asked. */
+    public var decision: Decision? = null
+        internal set
+
     /** There is no such file: get it. */
     public class FileNotFound internal constructor(message: String, cause: Throwable?) :
         NiwakiException(message, cause)
@@ -56,7 +62,38 @@ public sealed class NiwakiException(message: String, cause: Throwable?) : Except
     /** Another flow of this session or chat is being collected: collect one at a time. */
     public class Busy internal constructor(message: String, cause: Throwable?) : NiwakiException(message, cause)
 
-    /** The engine, session or chat was closed. */
+    /**
+     * Nobody may or can answer the request, and nothing was sent: allow another [RoutingMode], or give the [Router]
+     * what is missing.
+     *
+     * @property refusal what is in the way.
+     */
+    public class NotRouted internal constructor(
+        message: String,
+        public val refusal: RoutingRefusal,
+        cause: Throwable?,
+    ) : NiwakiException(message, cause)
+
+    /**
+     * The endpoint gave no answer, or not all of it.
+     *
+     * @property failure what failed.
+     * @property status the status of its response; null where that was not the failure.
+     * @property code the endpoint's own code for the failure, such as `context_length_exceeded`.
+     * @property retryAfter when to try again, if the endpoint said so.
+     * @property brokeOff whether a part of the answer was given out before.
+     */
+    public class EndpointFailed internal constructor(
+        message: String,
+        public val failure: EndpointFailure,
+        public val status: Int?,
+        public val code: String?,
+        public val retryAfter: Duration?,
+        public val brokeOff: Boolean,
+        cause: Throwable?,
+    ) : NiwakiException(message, cause)
+
+    /** The engine, session, chat or router was closed. */
     public class Closed internal constructor(message: String, cause: Throwable? = null) :
         NiwakiException(message, cause)
 
@@ -75,6 +112,17 @@ internal fun NativeException.toNiwakiException(): NiwakiException = when (this) 
         NiwakiException.ContextFull(details, neededTokens.toInt(), contextTokens.toInt(), this)
     is NativeException.NoChat -> NiwakiException.NoChat(details, this)
     is NativeException.InvalidArgument -> NiwakiException.InvalidArgument(details, this)
+    is NativeException.NotRouted ->
+        NiwakiException.NotRouted(details, RoutingRefusal.entries[refusal.ordinal], this)
+    is NativeException.Endpoint -> NiwakiException.EndpointFailed(
+        message = details,
+        failure = EndpointFailure.entries[failure.ordinal],
+        status = status?.toInt(),
+        code = code,
+        retryAfter = retryAfterMs?.toLong()?.milliseconds,
+        brokeOff = brokeOff,
+        cause = this,
+    )
     is NativeException.Busy -> NiwakiException.Busy("another flow of this session is being collected", this)
     is NativeException.Internal -> NiwakiException.Internal(details, this)
 }

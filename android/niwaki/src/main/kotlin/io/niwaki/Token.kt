@@ -60,7 +60,7 @@ public enum class FinishReason {
     ContextFull,
 }
 
-private fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
+internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
     NativeFinishReason.MAX_TOKENS -> FinishReason.MaxTokens
     NativeFinishReason.END_OF_TEXT -> FinishReason.EndOfText
     NativeFinishReason.STOP_STRING -> FinishReason.StopString

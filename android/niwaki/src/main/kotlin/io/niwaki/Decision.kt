@@ -1,0 +1,129 @@
+package io.niwaki
+
+import kotlin.time.Duration
+import kotlin.time.Duration.Companion.milliseconds
+import io.niwaki.ffi.Decision as NativeDecision
+import io.niwaki.ffi.RoutingReason as NativeReason
+import io.niwaki.ffi.TriedBackend as NativeTried
+
+/**
+ * How a request was routed. It holds numbers and names, never text of users.
+ *
+ * @property answeredBy who answered, or began to; null when nobody did.
+ * @property reason why the backend that was asked first was; null when none was asked.
+ * @property tried what was asked before, and why it did not answer.
+ * @property mode the policy's mode.
+ * @property onDeviceOnly whether the request had to stay on the device.
+ * @property promptTokens tokens of the prompt, by the device's model.
+ * @property contextTokens tokens that the device's context holds.
+ * @property maxLocalPromptTokens the policy's limit.
+ * @property predictedFirstToken how long the device was expected to take to its first token.
+ * @property firstText how long the answer took to its first text, everything tried before included.
+ */
+public data class Decision(
+    val answeredBy: Backend?,
+    val reason: RoutingReason?,
+    val tried: List<TriedBackend>,
+    val mode: RoutingMode,
+    val onDeviceOnly: Boolean,
+    val promptTokens: Int?,
+    val contextTokens: Int?,
+    val maxLocalPromptTokens: Int?,
+    val predictedFirstToken: Duration?,
+    val firstText: Duration?,
+) {
+    internal constructor(native: NativeDecision) : this(
+        answeredBy = native.answeredBy?.let { Backend.entries[it.ordinal] },
+        reason = native.reason?.toReason(),
+        tried = native.tried.map(::TriedBackend),
+        mode = RoutingMode.entries[native.mode.ordinal],
+        onDeviceOnly = native.onDeviceOnly,
+        promptTokens = native.promptTokens?.toInt(),
+        contextTokens = native.contextTokens?.toInt(),
+        maxLocalPromptTokens = native.maxLocalPromptTokens?.toInt(),
+        predictedFirstToken = native.predictedFirstTokenMs?.toLong()?.milliseconds,
+        firstText = native.firstTextMs?.toLong()?.milliseconds,
+    )
+}
+
+/** Who can answer. */
+public enum class Backend {
+    /** The model on the device. */
+    Local,
+
+    /** The endpoint. */
+    Cloud,
+}
+
+/** Why a backend is asked first. */
+public sealed interface RoutingReason {
+    /** The policy's mode wants it. */
+    public data object Mode : RoutingReason
+
+    /** The request may not leave the device. */
+    public data object OnDeviceOnly : RoutingReason
+
+    /** There is no endpoint. */
+    public data object NoEndpoint : RoutingReason
+
+    /** There is no model on the device. */
+    public data object NoLocalModel : RoutingReason
+
+    /** The prompt is longer than the device should take. */
+    public data class PromptOverLimit(val promptTokens: Int, val maxLocalPromptTokens: Int) : RoutingReason
+
+    /** The prompt leaves no room for an answer in the device's context. */
+    public data class PromptOverContext(val promptTokens: Int, val contextTokens: Int) : RoutingReason
+
+    /** The device would take too long to its first token. */
+    public data class TooSlow(val predicted: Duration, val maxFirstToken: Duration) : RoutingReason
+}
+
+/** Why nobody is asked. */
+public enum class RoutingRefusal {
+    /** The request may not leave the device, and the policy computes nothing there. */
+    OnDeviceOnly,
+
+    /** There is no model on the device, and nobody else may answer. */
+    NoLocalModel,
+
+    /** There is no endpoint, and nobody else may answer. */
+    NoEndpoint,
+}
+
+/**
+ * A backend that was asked and did not answer.
+ *
+ * @property backend which.
+ * @property code a name for why that stays the same over versions.
+ * @property message why, in words for developers.
+ * @property sent how often the request was sent.
+ * @property took how long it took to fail.
+ */
+public data class TriedBackend(
+    val backend: Backend,
+    val code: String,
+    val message: String,
+    val sent: Int,
+    val took: Duration,
+) {
+    internal constructor(native: NativeTried) : this(
+        backend = Backend.entries[native.backend.ordinal],
+        code = native.code,
+        message = native.details,
+        sent = native.sent.toInt(),
+        took = native.tookMs.toLong().milliseconds,
+    )
+}
+
+private fun NativeReason.toReason(): RoutingReason = when (this) {
+    is NativeReason.Mode -> RoutingReason.Mode
+    is NativeReason.OnDeviceOnly -> RoutingReason.OnDeviceOnly
+    is NativeReason.NoEndpoint -> RoutingReason.NoEndpoint
+    is NativeReason.NoLocalModel -> RoutingReason.NoLocalModel
+    is NativeReason.PromptOverLimit ->
+        RoutingReason.PromptOverLimit(promptTokens.toInt(), maxLocalPromptTokens.toInt())
+    is NativeReason.PromptOverContext -> RoutingReason.PromptOverContext(promptTokens.toInt(), contextTokens.toInt())
+    is NativeReason.TooSlow ->
+        RoutingReason.TooSlow(predictedMs.toLong().milliseconds, maxFirstTokenMs.toLong().milliseconds)
+}
