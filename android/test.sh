@@ -27,7 +27,7 @@ compiler=$(jars_of kotlin-compiler kotlin-stdlib-2 kotlin-script kotlin-reflect 
 library=$(jars_of kotlin-stdlib-2 kotlinx-coroutines-core-jvm jna)
 android=$(jars_of android-all)
 compose=$(jars_of animation annotation- annotation-jvm collection foundation lifecycle material runtime ui-)
-junit=$(jars_of junit-platform)
+testing=$(jars_of junit-platform okhttp okio)
 
 # compile NAME CLASSPATH ARGUMENT...: classes to $out/NAME.
 compile() {
@@ -53,8 +53,8 @@ compile sample "$out/niwaki:$library:$android:$compose" -Xplugin="$(jars_of kotl
 echo "compiling the tests and the Kotlin in README.md"
 [ "$(grep -c '^```kotlin$' README.md)" -eq 1 ] || { echo "README.md should have one block of Kotlin" >&2; exit 1; }
 { echo "package io.niwaki.readme"; sed -n '/^```kotlin$/,/^```$/p' README.md | sed '/^```/d'; } >"$out/Readme.kt"
-compile tests "$out/niwaki:$library:$android:$junit" -Xfriend-paths="$out/niwaki" \
-  "$out/Readme.kt" android/niwaki/src/test/kotlin
+compile tests "$out/niwaki:$library:$android:$testing" -Xfriend-paths="$out/niwaki" \
+  "$out/Readme.kt" android/niwaki/src/test/kotlin android/jvm/tests
 
 echo "building the test models"
 bindings/build-test-models.sh "$out"
@@ -63,5 +63,5 @@ bindings/build-test-models.sh "$out"
 [ -t 1 ] && colors=() || colors=(--disable-ansi-colors)
 java -Xms128m -Xmx128m -XX:+AlwaysPreTouch -Djna.library.path=target/release \
   -Dniwaki.model="$out/demo.niwaki" -Dniwaki.chatModel="$out/chat.niwaki" \
-  -cp "$out/tests:$out/niwaki:$library:$junit" org.junit.platform.console.ConsoleLauncher \
+  -cp "$out/tests:$out/niwaki:$library:$testing" org.junit.platform.console.ConsoleLauncher \
   execute --scan-classpath "$out/tests" --disable-banner --details=tree "${colors[@]}"

@@ -31,9 +31,14 @@ import io.niwaki.ffi.TransportException as NativeFailure
  *             .followRedirects(false)
  *             .retryOnConnectionFailure(false)
  *             .build()
- *             .newCall(Request(request.url.toHttpUrl(), request.headers.toHeaders(), "POST", request.body.toRequestBody()))
+ *             .newCall(
+ *                 Request.Builder().url(request.url).headers(request.headers.toHeaders())
+ *                     .post(request.body.toRequestBody()).build(),
+ *             )
  *         return object : Exchange {
- *             override fun send() = call.execute().let { HttpResponse(it.code, it.headers.toMap(), it.body.byteStream()) }
+ *             override fun send(): HttpResponse =
+ *                 call.execute().let { HttpResponse(it.code, it.headers.toMap(), it.body.byteStream()) }
+ *
  *             override fun cancel() = call.cancel()
  *         }
  *     }

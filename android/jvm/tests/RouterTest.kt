@@ -4,9 +4,11 @@ import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.flow.collect
+import kotlinx.coroutines.flow.first
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
+import okhttp3.OkHttpClient
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertFalse
 import org.junit.jupiter.api.Assertions.assertNotNull
@@ -15,7 +17,9 @@ import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.assertThrows
 import java.io.File
+import java.io.FilterInputStream
 import java.io.IOException
+import java.io.InputStream
 import java.util.concurrent.CompletableFuture
 import java.util.concurrent.TimeUnit
 import java.util.concurrent.atomic.AtomicInteger
@@ -31,7 +35,11 @@ class RouterTest {
 
     private fun policy(mode: RoutingMode = RoutingMode.PreferLocal) = RoutingPolicy(mode, maxLocalPromptTokens = 40)
 
-    private fun endpoint(url: String) = Endpoint(url, "large", apiKey = { "sk-test" }, retry = once)
+    /** What the library has ready, and what many apps have. */
+    private val transports = listOf(HttpUrlConnectionTransport(), OkHttpTransport(OkHttpClient()))
+
+    private fun endpoint(url: String, transport: Transport = transports.first()) =
+        Endpoint(url, "large", apiKey = { "sk-test" }, transport = transport, retry = once)
 
     private suspend fun <R> withRouter(policy: RoutingPolicy, endpoint: Endpoint?, use: suspend (Router) -> R): R =
         Engine.open(chatModel, oneThread).use { engine -> Router.create(policy, engine, endpoint).use { use(it) } }
@@ -99,12 +107,66 @@ class RouterTest {
 
     @Test
     fun `a dead endpoint is said quickly`() {
-        val began = TimeSource.Monotonic.markNow()
-        val error = fails<NiwakiException.EndpointFailed> { withRouter(policy(), endpoint(deadUrl())) { it.ask(long) } }
-        assertEquals(EndpointFailure.Refused, error.failure)
-        assertFalse(error.brokeOff)
-        assertEquals("refused", error.decision?.tried?.single()?.code)
-        assertTrue(began.elapsedNow() < 5.seconds)
+        for (transport in transports) {
+            val began = TimeSource.Monotonic.markNow()
+            val error = fails<NiwakiException.EndpointFailed> {
+                withRouter(policy(), endpoint(deadUrl(), transport)) { it.ask(long) }
+            }
+            assertEquals(EndpointFailure.Refused, error.failure)
+            assertFalse(error.brokeOff)
+            assertEquals("refused", error.decision?.tried?.single()?.code)
+            assertTrue(began.elapsedNow() < 5.seconds)
+        }
+    }
+
+    @Test
+    fun `a name that does not exist is said so`() {
+        for (transport in transports) {
+            val error = fails<NiwakiException.EndpointFailed> {
+                withRouter(policy(), endpoint("https://niwaki.invalid", transport)) { it.ask(long) }
+            }
+            // Where no name server answers, even that takes its time.
+            val failures = listOf(EndpointFailure.Dns, EndpointFailure.FirstByteTimeout, EndpointFailure.ConnectTimeout)
+            assertTrue(error.failure in failures) { "${error.failure}" }
+        }
+    }
+
+    @Test
+    fun `an answer comes over OkHttp and cancelling closes its connection though it is silent`() = runBlocking<Unit> {
+        val okHttp = transports.last()
+        goodServer().use { server ->
+            withRouter(policy(), endpoint(server.url, okHttp)) { assertEquals("from afar", it.ask(long).text()) }
+        }
+        val over = CompletableFuture<Unit>()
+        val silent = Transport { request ->
+            val exchange = okHttp.exchange(request)
+            object : Exchange by exchange {
+                override fun send() = exchange.send().let { HttpResponse(it.status, it.headers, Watched(it.body, over)) }
+            }
+        }
+        val server = TestServer {
+            streamEvents()
+            send(piece("some"))
+            over.get(20, TimeUnit.SECONDS)
+        }
+        server.use {
+            withRouter(policy(RoutingMode.CloudOnly), endpoint(server.url, silent)) { router ->
+                assertEquals("some", router.answer(short).first().text)
+                nothingGenerates()
+                over.get(20, TimeUnit.SECONDS)
+            }
+        }
+    }
+
+    /** Tells when reading breaks off. */
+    private class Watched(body: InputStream, private val over: CompletableFuture<Unit>) : FilterInputStream(body) {
+        override fun read(buffer: ByteArray, offset: Int, length: Int): Int =
+            try {
+                super.read(buffer, offset, length)
+            } catch (e: IOException) {
+                over.complete(Unit)
+                throw e
+            }
     }
 
     @Test
@@ -140,7 +202,7 @@ class RouterTest {
             429 to EndpointFailure.RateLimited,
             500 to EndpointFailure.Server,
         )
-        for ((status, failure) in statuses) {
+        for (transport in transports) for ((status, failure) in statuses) {
             val server = TestServer {
                 val body = """{"error": {"message": "secret words", "code": "some_code"}}""".encodeToByteArray()
                 responseHeaders.add("Retry-After", "7")
@@ -151,7 +213,7 @@ class RouterTest {
             }
             server.use {
                 val error = fails<NiwakiException.EndpointFailed> {
-                    withRouter(policy(RoutingMode.CloudOnly), endpoint(server.url)) { it.ask(short) }
+                    withRouter(policy(RoutingMode.CloudOnly), endpoint(server.url, transport)) { it.ask(short) }
                 }
                 assertEquals(failure to status, error.failure to error.status)
                 assertFalse("secret" in error.toString())
