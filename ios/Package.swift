@@ -7,7 +7,7 @@ let hostLibraryFolder = Context.environment["NIWAKI_HOST_LIBRARY_FOLDER"]
 
 let package = Package(
     name: "Niwaki",
-    platforms: [.iOS(.v15), .macOS(.v12)],
+    platforms: [.iOS(.v16), .macOS(.v13)],
     products: [
         .library(name: "Niwaki", targets: ["Niwaki"])
     ],

@@ -19,7 +19,7 @@ mkdir -p "$headers"
 # In a folder of its own: the headers of all static frameworks of an app share one.
 cp -r ios/Sources/CNiwaki "$headers/CNiwaki"
 
-export IPHONEOS_DEPLOYMENT_TARGET=15.0
+export IPHONEOS_DEPLOYMENT_TARGET=16.0
 if command -v xcodebuild >/dev/null; then
   build() { cargo rustc "$@"; }
   lipo=lipo

@@ -32,7 +32,7 @@ public final class Chat: Sendable {
         _ message: String,
         options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Token, any Error> {
-        Generation.tokens { [handle] in
+        Generation.items { [handle] in
             try handle.begin { try $0.reply(message: message, options: options.toNative()) }
         }
     }

@@ -95,7 +95,7 @@ public final class Engine: Sendable {
         _ prompt: String,
         options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Token, any Error> {
-        Generation.tokens { [handle] in
+        Generation.items { [handle] in
             let session = Handle(try handle.object().session(), owner: "the session")
             return try session.begin { try $0.generate(text: prompt, options: options.toNative()) }
         }
@@ -130,6 +130,9 @@ public final class Engine: Sendable {
     public func close() {
         handle.close()
     }
+
+    /// The native engine, while it is open.
+    func native() throws -> NiwakiNative.Engine { try handle.object() }
 
     private static func open(_ source: BundleSource, _ options: OpenOptions) throws -> Engine {
         Engine(try NiwakiNative.Engine.open(source: source, options: options.toNative()))

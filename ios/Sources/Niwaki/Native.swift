@@ -2,11 +2,13 @@ import Dispatch
 import Foundation
 internal import NiwakiNative
 
-/// Calls native code, so that only a ``NiwakiError`` comes out.
+/// Calls native code, so that only a ``NiwakiError`` comes out, or a ``RoutingError``.
 func native<Result>(_ call: () throws -> Result) throws -> Result {
     do {
         return try call()
     } catch let error as NiwakiError {
+        throw error
+    } catch let error as RoutingError {
         throw error
     } catch let error as NiwakiNative.NiwakiError {
         throw NiwakiError(error)
@@ -24,11 +26,32 @@ func blocking<Result: Sendable>(_ call: @escaping @Sendable () throws -> Result)
     }
 }
 
+/// What a native thread brings forth, item by item.
+protocol NativeStream: AnyObject, Sendable {
+    associatedtype Item: Sendable
+
+    /// Waits for the next item; `nil` when the stream has ended and nothing is done for it any more.
+    func nextItem() throws -> Item?
+
+    /// Stops the work without waiting for its end.
+    func cancel()
+
+    /// What is to be said at the end; `nil` after a cancellation.
+    func lastItem() -> Item?
+
+    /// The error as the app gets it.
+    func error(_ error: any Error) -> any Error
+}
+
+extension NativeStream {
+    func error(_ error: any Error) -> any Error { error }
+}
+
 /// A native object until it is closed, and the streams that draw from it.
 final class Handle<Object: Sendable>: Sendable {
     private struct State {
         var object: Object?
-        var streams: [ObjectIdentifier: NiwakiNative.TokenStream] = [:]
+        var streams: [ObjectIdentifier: any NativeStream] = [:]
     }
 
     private let owner: String
@@ -55,13 +78,13 @@ final class Handle<Object: Sendable>: Sendable {
     }
 
     /// Starts a stream that ``close()`` cancels.
-    func begin(_ start: (Object) throws -> NiwakiNative.TokenStream) throws -> Generation.Begun {
+    func begin<Stream: NativeStream>(_ start: (Object) throws -> Stream) throws -> Generation<Stream>.Begun {
         let stream = try start(object())
         try state.withLock { state in
             guard state.object != nil else { throw closed }
             state.streams[ObjectIdentifier(stream)] = stream
         }
-        return Generation.Begun(
+        return .init(
             stream: stream,
             closedError: { self.state.withLock { $0.object == nil } ? self.closed : nil },
             forget: { self.state.withLock { $0.streams[ObjectIdentifier(stream)] = nil } }

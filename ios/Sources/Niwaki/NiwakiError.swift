@@ -36,7 +36,14 @@ public enum NiwakiError: Error, Sendable, Hashable {
     /// Another stream of this session or chat goes on: read it to its end, cancel its task, or let go of it.
     case busy
 
-    /// The engine, session or chat was closed.
+    /// Nobody may or can answer the request, and nothing was sent: allow another ``RoutingMode``, or give the ``Router``
+    /// what is missing.
+    case notRouted(refusal: RoutingRefusal, details: String)
+
+    /// The endpoint gave no answer, or not all of it: what can be done depends on its ``EndpointError/failure``.
+    case endpoint(EndpointError)
+
+    /// The engine, session, chat or router was closed.
     case closed(details: String)
 
     /// Anything else: a bug worth reporting.
@@ -62,8 +69,19 @@ public enum NiwakiError: Error, Sendable, Hashable {
             )
         case .NoChat(let details): self = .noChat(details: details)
         case .InvalidArgument(let details): self = .invalidArgument(details: details)
-        // Only routers fail so.
-        case .NotRouted(_, let details), .Endpoint(_, _, _, _, _, let details): self = .internal(details: details)
+        case .NotRouted(let refusal, let details):
+            self = .notRouted(refusal: RoutingRefusal(refusal), details: details)
+        case .Endpoint(let failure, let status, let code, let retryAfterMs, let brokeOff, let details):
+            self = .endpoint(
+                EndpointError(
+                    failure: EndpointFailure(failure),
+                    status: status.map(Int.init),
+                    code: code,
+                    retryAfter: retryAfterMs.map(Duration.init(milliseconds:)),
+                    brokeOff: brokeOff,
+                    details: details
+                )
+            )
         case .Busy: self = .busy
         case .Internal(let details): self = .internal(details: details)
         }
@@ -76,8 +94,11 @@ extension NiwakiError: LocalizedError, CustomStringConvertible {
         switch self {
         case .fileNotFound(let details), .fileUnreadable(let details), .invalidBundle(let details),
             .unsupportedBundle(let details), .notEnoughMemory(_, _, let details), .contextFull(_, _, let details),
-            .noChat(let details), .invalidArgument(let details), .closed(let details), .internal(let details):
+            .noChat(let details), .invalidArgument(let details), .notRouted(_, let details), .closed(let details),
+            .internal(let details):
             details
+        case .endpoint(let error):
+            error.details
         case .busy:
             "another stream of this session or chat goes on"
         }
@@ -98,6 +119,8 @@ extension NiwakiError: LocalizedError, CustomStringConvertible {
         case .noChat: "Continue plain text with this model."
         case .invalidArgument: "Correct the arguments."
         case .busy: "Read the other stream to its end, cancel its task, or let go of it."
+        case .notRouted: "Allow another routing mode, or give the router what is missing."
+        case .endpoint(let error): error.failure.suggestion
         case .closed: "Open it again."
         case .internal: "Please report it."
         }

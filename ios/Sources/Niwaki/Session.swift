@@ -27,7 +27,7 @@ public final class Session: Sendable {
         _ text: String,
         options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Token, any Error> {
-        Generation.tokens { [handle] in
+        Generation.items { [handle] in
             try handle.begin { try $0.generate(text: text, options: options.toNative()) }
         }
     }

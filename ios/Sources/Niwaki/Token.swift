@@ -23,6 +23,12 @@ public struct Token: Sendable, Hashable {
     }
 }
 
+extension NiwakiNative.TokenStream: NativeStream {
+    func nextItem() throws -> Token? { try next().map(Token.init) }
+
+    func lastItem() -> Token? { finish().flatMap(Finish.init).map { Token(text: "", finish: $0) } }
+}
+
 extension Token: CustomStringConvertible {
     /// Without its text: what models write does not belong into logs.
     public var description: String {

@@ -20,10 +20,10 @@ private final class Watched: Sendable {
         of session: NiwakiNative.Session,
         after prompt: String
     ) -> AsyncThrowingStream<Niwaki.Token, any Error> {
-        Generation.tokens {
+        Generation.items {
             let stream = try session.generate(text: prompt, options: endless.toNative())
             self.begun.withLock { $0 = stream }
-            return Generation.Begun(stream: stream, closedError: { nil }, forget: {})
+            return .init(stream: stream, closedError: { nil }, forget: {})
         }
     }
 }
@@ -55,19 +55,24 @@ final class CancellationTests: XCTestCase {
     func testCancellingTheTaskEndsTheLoopAndTheNativeWork() async throws {
         let engine = try await openDemo()
         let begun = expectation(description: "a token came")
-        begun.assertForOverFulfill = false
+        let cancelling = Gate()
         let reading = Task {
-            var last: Niwaki.Token?
+            var tokens: [Niwaki.Token] = []
             for try await token in engine.generate("Once", options: endless) {
+                tokens.append(token)
+                guard tokens.count == 1 else { continue }
                 begun.fulfill()
-                last = token
+                // The story must not be over before.
+                await cancelling.wait()
             }
-            return last
+            return tokens
         }
         await fulfillment(of: [begun], timeout: 30)
         reading.cancel()
-        let last = try await reading.value
-        XCTAssertNil(last?.finish, "a loop that was cut short says no finish")
+        cancelling.open()
+        let tokens = try await reading.value
+        XCTAssertEqual(tokens.count, 1)
+        XCTAssertNil(tokens.last?.finish, "a loop that was cut short says no finish")
         try await nothingGenerates()
     }
 
@@ -101,12 +106,14 @@ final class CancellationTests: XCTestCase {
 
     func testTheTextOfACancelledTaskIsNoText() async throws {
         let engine = try await openDemo()
-        let reading = Task { try await engine.generate("Once", options: endless).text() }
-        try await eventually("it generates") { generatingThreads() == 1 }
-        reading.cancel()
-        switch await reading.result {
-        case .success: XCTFail("half a text came")
-        case .failure(let error): XCTAssertTrue(error is CancellationError, "\(error)")
+        try await inTime("a text") {
+            let reading = Task { try await engine.generate(longPrompt, options: endless).text() }
+            try await Task.sleep(nanoseconds: 2_000_000)
+            reading.cancel()
+            switch await reading.result {
+            case .success: return false
+            case .failure(let error): return error is CancellationError
+            }
         }
     }
 

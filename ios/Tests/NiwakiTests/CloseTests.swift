@@ -63,13 +63,21 @@ final class CloseTests: XCTestCase {
             let engine = try await openDemo()
             let session = try await engine.session()
             let begun = expectation(description: "a token came")
-            begun.assertForOverFulfill = false
+            let closing = Gate()
             let reading = Task {
-                for try await _ in session.generate("Once", options: endless) { begun.fulfill() }
+                var count = 0
+                for try await _ in session.generate("Once", options: endless) {
+                    count += 1
+                    guard count == 1 else { continue }
+                    begun.fulfill()
+                    // The story must not be over before.
+                    await closing.wait()
+                }
             }
             await fulfillment(of: [begun], timeout: 30)
             engine.close()
             session.close()
+            closing.open()
             let error = await failure { try await reading.value }
             XCTAssertEqual(error, .closed(details: "the session was closed"))
             try await nothingGenerates()

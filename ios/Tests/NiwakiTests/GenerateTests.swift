@@ -2,6 +2,10 @@ import Niwaki
 import XCTest
 
 final class GenerateTests: XCTestCase {
+    override func setUp() async throws {
+        try await nothingGenerates()
+    }
+
     func testTextStreamsTokenByTokenAndEndsWithHowItEnded() async throws {
         let engine = try await openDemo()
         let options = GenerateOptions(maxNewTokens: 20, seed: 7)

@@ -1,6 +1,7 @@
 import Foundation
-import Niwaki
 import XCTest
+
+@testable import Niwaki
 
 /// The demo model, built by the niwaki command.
 let demoModel = modelURL("NIWAKI_TEST_MODEL")
@@ -83,6 +84,19 @@ extension AsyncSequence {
         var elements: [Element] = []
         for try await element in self { elements.append(element) }
         return elements
+    }
+}
+
+/// What a task waits at until it is opened.
+final class Gate: Sendable {
+    private let isOpen = Locked(false)
+
+    func open() {
+        isOpen.withLock { $0 = true }
+    }
+
+    func wait() async {
+        while !isOpen.withLock({ $0 }) { await Task.yield() }
     }
 }
 

@@ -1,0 +1,267 @@
+internal import NiwakiNative
+
+/// An endpoint that speaks OpenAI's chat completions.
+///
+/// ```swift
+/// Endpoint("https://api.example.com", model: "large-model") { try await keys.current() }
+/// ```
+public struct Endpoint: Sendable {
+    /// Its base URL, with or without `/v1` at its end.
+    public var url: String
+
+    /// The model to ask for, as the endpoint calls it.
+    public var model: String
+
+    /// The HTTP stack that carries the requests.
+    public var transport: any Transport
+
+    /// How long each wait may be.
+    public var timeouts: EndpointTimeouts
+
+    /// How often a request is sent again.
+    public var retry: EndpointRetry
+
+    /// Whether text and key may travel unencrypted to another machine than this one.
+    public var allowPlaintext: Bool
+
+    /// Gives out the key when a request is about to be sent, `nil` for none. The key is not kept; when it throws, nothing
+    /// is sent.
+    public var apiKey: @Sendable () async throws -> String?
+
+    /// An endpoint; each part is explained where it is declared.
+    public init(
+        _ url: String,
+        model: String,
+        transport: any Transport = URLSessionTransport(),
+        timeouts: EndpointTimeouts = EndpointTimeouts(),
+        retry: EndpointRetry = EndpointRetry(),
+        allowPlaintext: Bool = false,
+        apiKey: @escaping @Sendable () async throws -> String? = { nil }
+    ) {
+        self.url = url
+        self.model = model
+        self.transport = transport
+        self.timeouts = timeouts
+        self.retry = retry
+        self.allowPlaintext = allowPlaintext
+        self.apiKey = apiKey
+    }
+
+    func toNative() throws -> NiwakiNative.Endpoint {
+        NiwakiNative.Endpoint(
+            url: url,
+            model: model,
+            timeouts: try timeouts.toNative(),
+            retry: try retry.toNative(),
+            allowPlaintext: allowPlaintext
+        )
+    }
+}
+
+/// How long each wait for an endpoint may be.
+public struct EndpointTimeouts: Sendable, Hashable {
+    /// For finding the host, connecting and the TLS handshake.
+    public var connect: Duration
+
+    /// From the connection to the head of the response.
+    public var firstByte: Duration
+
+    /// Between two lines of the stream.
+    public var idle: Duration
+
+    /// For the whole answer, retries and the waits between them included.
+    public var total: Duration
+
+    /// Timeouts; each is explained where it is declared.
+    public init(
+        connect: Duration = .seconds(10),
+        firstByte: Duration = .seconds(60),
+        idle: Duration = .seconds(30),
+        total: Duration = .seconds(600)
+    ) {
+        self.connect = connect
+        self.firstByte = firstByte
+        self.idle = idle
+        self.total = total
+    }
+
+    func toNative() throws -> NiwakiNative.EndpointTimeouts {
+        NiwakiNative.EndpointTimeouts(
+            connectMs: try connect.wholeMilliseconds("connect"),
+            firstByteMs: try firstByte.wholeMilliseconds("firstByte"),
+            idleMs: try idle.wholeMilliseconds("idle"),
+            totalMs: try total.wholeMilliseconds("total")
+        )
+    }
+}
+
+/// How often, and how soon, a request is sent again before its first text came.
+public struct EndpointRetry: Sendable, Hashable {
+    /// Most times it is sent again.
+    public var maxRetries: Int
+
+    /// The longest wait before the first retry; it doubles with each.
+    public var backoff: Duration
+
+    /// The longest wait. An endpoint that asks for more is not waited for.
+    public var maxWait: Duration
+
+    /// Retries; each part is explained where it is declared.
+    public init(maxRetries: Int = 2, backoff: Duration = .milliseconds(500), maxWait: Duration = .seconds(10)) {
+        self.maxRetries = maxRetries
+        self.backoff = backoff
+        self.maxWait = maxWait
+    }
+
+    func toNative() throws -> NiwakiNative.EndpointRetry {
+        NiwakiNative.EndpointRetry(
+            maxRetries: try exact(maxRetries, "maxRetries"),
+            backoffMs: try backoff.wholeMilliseconds("backoff"),
+            maxWaitMs: try maxWait.wholeMilliseconds("maxWait")
+        )
+    }
+}
+
+/// What an endpoint's failure is about.
+public struct EndpointError: Sendable, Hashable {
+    /// What failed.
+    public let failure: EndpointFailure
+
+    /// The status of the response; `nil` where that was not the failure.
+    public let status: Int?
+
+    /// The endpoint's own code for the failure, such as `context_length_exceeded`.
+    public let code: String?
+
+    /// When to try again, if the endpoint said so.
+    public let retryAfter: Duration?
+
+    /// Whether a part of the answer was given out before.
+    public let brokeOff: Bool
+
+    /// What, where and why, for developers and logs.
+    public let details: String
+}
+
+/// What failed at an endpoint, or on the way to it.
+public enum EndpointFailure: Sendable, Hashable {
+    /// The app's key source threw.
+    case keyUnavailable
+
+    /// The key holds characters that no header can.
+    case invalidKey
+
+    /// Nothing listens there.
+    case refused
+
+    /// No network, or no route.
+    case unreachable
+
+    /// The name has no address.
+    case dns
+
+    /// Its identity is not proven.
+    case tls
+
+    /// No connection in time.
+    case connectTimeout
+
+    /// No response in time.
+    case firstByteTimeout
+
+    /// Nothing more came.
+    case idleTimeout
+
+    /// No complete answer in time.
+    case totalTimeout
+
+    /// It does not accept the key.
+    case unauthorized
+
+    /// It accepts no more requests for now.
+    case rateLimited
+
+    /// It failed.
+    case server
+
+    /// It knows no such path or model.
+    case notFound
+
+    /// It does not accept the request.
+    case badRequest
+
+    /// It redirects, which is not followed.
+    case redirected
+
+    /// What it sends is no stream of chat completions.
+    case `protocol`
+
+    /// It sends more than is accepted.
+    case tooLarge
+
+    /// It reported a failure within its stream.
+    case reported
+
+    /// The connection ended before the answer did.
+    case interrupted
+
+    /// The app's own transport failed.
+    case transport
+
+    init(_ native: NiwakiNative.EndpointFailure) {
+        switch native {
+        case .keyUnavailable: self = .keyUnavailable
+        case .invalidKey: self = .invalidKey
+        case .refused: self = .refused
+        case .unreachable: self = .unreachable
+        case .dns: self = .dns
+        case .tls: self = .tls
+        case .connectTimeout: self = .connectTimeout
+        case .firstByteTimeout: self = .firstByteTimeout
+        case .idleTimeout: self = .idleTimeout
+        case .totalTimeout: self = .totalTimeout
+        case .unauthorized: self = .unauthorized
+        case .rateLimited: self = .rateLimited
+        case .server: self = .server
+        case .notFound: self = .notFound
+        case .badRequest: self = .badRequest
+        case .redirected: self = .redirected
+        case .protocol: self = .protocol
+        case .tooLarge: self = .tooLarge
+        case .reported: self = .reported
+        case .interrupted: self = .interrupted
+        case .transport: self = .transport
+        }
+    }
+
+    /// What can be done about it.
+    var suggestion: String {
+        switch self {
+        case .keyUnavailable, .invalidKey, .unauthorized: "Get another key."
+        case .refused, .dns, .tls, .notFound, .redirected: "Correct the endpoint's address, or the model's name."
+        case .unreachable: "Try again when there is a network, or ask on the device."
+        case .connectTimeout, .firstByteTimeout, .idleTimeout, .totalTimeout, .rateLimited, .server, .reported, .interrupted:
+            "Try again later, or ask on the device."
+        case .badRequest: "Ask with less text, or correct the options."
+        case .protocol, .tooLarge: "Ask an endpoint that speaks OpenAI's chat completions."
+        case .transport: "Correct the app's transport."
+        }
+    }
+}
+
+final class KeySource: NiwakiNative.ApiKeySource {
+    private let key: @Sendable () async throws -> String?
+
+    init(_ key: @escaping @Sendable () async throws -> String?) {
+        self.key = key
+    }
+
+    func apiKey() throws -> String? {
+        do {
+            return try Waiting().wait(for: key)
+        } catch {
+            // What it says may hold the key.
+            throw NiwakiNative.NiwakiError.Internal(details: "the key source threw")
+        }
+    }
+}
