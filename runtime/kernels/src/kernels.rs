@@ -1,7 +1,8 @@
 //! The kernels as the engine calls them: shapes checked, instruction set chosen, threads shared.
 
 use crate::attention::{
-    Attend, AttentionOptions, AttentionScratch, Gather, Partials, Target, Tasks, partial_width,
+    Attend, AttentionOptions, AttentionScratch, Gather, Pages, Partials, Target, Tasks,
+    partial_width,
 };
 use crate::dispatch::{Supported, Work};
 use crate::format::{Matrix, ROWS};
@@ -371,6 +372,17 @@ impl Kernels {
         scratch: &mut AttentionScratch,
         out: &mut RowsMut<'_>,
     ) {
+        self.attend(options, queries, &pages, scratch, out);
+    }
+
+    fn attend(
+        &self,
+        options: &AttentionOptions,
+        queries: &Rows<'_>,
+        pages: &dyn Pages,
+        scratch: &mut AttentionScratch,
+        out: &mut RowsMut<'_>,
+    ) {
         let (heads, kv) = (options.heads, options.kv);
         let head_dim = kv.head_dim;
         assert!(
@@ -394,13 +406,14 @@ impl Kernels {
             self.pool.run(tasks.len().div_ceil(per_task), |task| {
                 for task in task * per_task..((task + 1) * per_task).min(tasks.len()) {
                     let span = tasks.get(options, task);
-                    self.isa.run(Attend {
+                    let task = Attend {
                         options,
                         queries,
                         pages,
                         span,
                         target,
-                    });
+                    };
+                    task.run_on(self.isa);
                 }
             });
         };

@@ -104,9 +104,9 @@ pub(crate) trait Lanes:
     fn all(self, x: f32) -> Self;
     /// `self * factor + summand`, rounded once.
     fn fma(self, factor: Self, summand: Self) -> Self;
-    /// `self < other ? self : other`.
+    /// `self < other ? self : other`; of two zeros, whose signs differ, either.
     fn min(self, other: Self) -> Self;
-    /// `self > other ? self : other`.
+    /// `self > other ? self : other`; of two zeros, whose signs differ, the positive one or `other`.
     fn max(self, other: Self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
@@ -122,7 +122,7 @@ pub(crate) trait Lanes:
     fn to_int(self) -> Self::I;
     /// Sum of the lanes by the fixed tree: lane `i` plus lane `i + 8`, then 4, 2, 1.
     fn sum(self) -> f32;
-    /// The largest lane.
+    /// The largest lane; of zeros, either.
     fn max_lane(self) -> f32;
     /// Writes the lanes to memory.
     fn store(self, out: &mut [f32; 16]);

@@ -28,8 +28,8 @@ pub struct QuantizedRows {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct ActivationTile {
-    /// `[pair of rows][octet of columns][row of the pair]`
-    pub(crate) values: [[[[i8; 8]; 2]; 4]; 2],
+    /// `[octet of columns][row]`
+    pub(crate) values: [[[i8; 8]; 4]; 4],
     /// `[row]`
     pub(crate) scales: [f32; 4],
 }
@@ -121,8 +121,8 @@ impl QuantizedRows {
                 let row = four * ActivationTile::ROWS + m;
                 let blocks = self.values(row).as_chunks::<8>().0.as_chunks::<4>().0;
                 for ((tile, octets), scale) in tiles.iter_mut().zip(blocks).zip(self.scales(row)) {
-                    for (pairs, octet) in tile.values[m / 2].iter_mut().zip(octets) {
-                        pairs[m % 2] = *octet;
+                    for (rows, octet) in tile.values.iter_mut().zip(octets) {
+                        rows[m] = *octet;
                     }
                     tile.scales[m] = *scale;
                 }

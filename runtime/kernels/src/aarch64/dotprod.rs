@@ -2,12 +2,12 @@
 #![allow(unsafe_code)]
 
 use super::floats::{Floats, Ints};
-use super::products::{Activations, PANEL_ROWS, Products, multiply};
+use super::products::{Activations, PANEL_ROWS, Products};
 use super::tiles::{TileReader, split_nibbles};
-use super::{float_methods, unrolled};
+use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
 use crate::lanes::Simd;
-use crate::quantized::QuantizedRows;
+use crate::quantized::ActivationTile;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::array::from_fn;
@@ -148,19 +148,155 @@ unsafe fn add_quad(
     }
 }
 
-/// A tile in the order of a panel.
+/// A tile in the order of [`add_eight_rows`]: two times eight rows.
 #[derive(Clone, Copy)]
-pub(super) struct DotTile {
+#[repr(C)]
+pub(super) struct DotTile([EightRows; 2]);
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct EightRows {
+    /// `[quad of columns][four rows]`
+    weights: [[int8x16_t; 2]; 8],
     /// `[four rows]`
-    scales: [float32x4_t; 4],
-    /// `[eight rows][quad of columns][four rows]`
-    weights: [[[int8x16_t; 2]; 8]; 2],
+    scales: [float32x4_t; 2],
+}
+
+/// `[row of activations][four rows]`
+type EightSums = [[float32x4_t; 2]; PANEL_ROWS];
+
+/// Adds the products of the eight rows `which` of consecutive tiles and four rows of activations to `sums`.
+///
+/// Written out because the sums, as integers and as floats, and what is loaded a step ahead take all registers.
+///
+/// # Safety
+/// The CPU must have dotprod; `x` must have a block for each of the tiles, of which there must be one.
+#[inline(always)]
+unsafe fn add_eight_rows(
+    tiles: &[DotTile],
+    which: usize,
+    x: *const ActivationTile,
+    sums: &mut EightSums,
+) {
+    /// The products of a quad of columns, `$upper` and `$lower` four rows, with two rows of activations.
+    macro_rules! quad {
+        ($upper:literal $lower:literal, $x:literal, $a:literal $b:literal $c:literal $d:literal, $lanes:tt) => {
+            concat!(
+                "sdot ", $a, ".4s, ", $upper, ".16b, ", $x, quad!(first $lanes),
+                "sdot ", $b, ".4s, ", $lower, ".16b, ", $x, quad!(first $lanes),
+                "sdot ", $c, ".4s, ", $upper, ".16b, ", $x, quad!(second $lanes),
+                "sdot ", $d, ".4s, ", $lower, ".16b, ", $x, quad!(second $lanes),
+            )
+        };
+        (first 0) => { ".4b[0]\n" };
+        (second 0) => { ".4b[2]\n" };
+        (first 1) => { ".4b[1]\n" };
+        (second 1) => { ".4b[3]\n" };
+    }
+    /// The products of an octet of columns.
+    macro_rules! octet {
+        ($a:literal $b:literal $c:literal $d:literal, $x01:literal $x23:literal) => {
+            concat!(
+                quad!($a $b, $x01, "v8" "v9" "v10" "v11", 0),
+                quad!($a $b, $x23, "v12" "v13" "v14" "v15", 0),
+                quad!($c $d, $x01, "v8" "v9" "v10" "v11", 1),
+                quad!($c $d, $x23, "v12" "v13" "v14" "v15", 1),
+            )
+        };
+    }
+    /// The integer sums `$a` and `$b` times scales to the sums `$first` and `$second`.
+    macro_rules! add_row {
+        ($lane:literal, $a:literal $b:literal, $x:literal $y:literal, $first:literal $second:literal) => {
+            concat!(
+                "fmul ",
+                $x,
+                ".4s, v16.4s, v18.s[",
+                $lane,
+                "]\n",
+                "fmul ",
+                $y,
+                ".4s, v17.4s, v18.s[",
+                $lane,
+                "]\n",
+                "scvtf ",
+                $a,
+                ".4s, ",
+                $a,
+                ".4s\n",
+                "scvtf ",
+                $b,
+                ".4s, ",
+                $b,
+                ".4s\n",
+                "fmla ",
+                $first,
+                ".4s, ",
+                $a,
+                ".4s, ",
+                $x,
+                ".4s\n",
+                "fmla ",
+                $second,
+                ".4s, ",
+                $b,
+                ".4s, ",
+                $y,
+                ".4s\n",
+            )
+        };
+    }
+    let [[s0, s1], [s2, s3], [s4, s5], [s6, s7]] = sums;
+    // SAFETY: as many tiles and blocks are read as there are, each from its first byte to its last; all registers
+    // that are written are named.
+    unsafe {
+        asm!(
+            "2:",
+            "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{tile}], #64",
+            "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{x}], #64",
+            "movi v8.4s, #0",
+            "movi v9.4s, #0",
+            "movi v10.4s, #0",
+            "movi v11.4s, #0",
+            "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{tile}], #64",
+            "movi v12.4s, #0",
+            "movi v13.4s, #0",
+            "movi v14.4s, #0",
+            "movi v15.4s, #0",
+            octet!("v20" "v21" "v22" "v23", "v16" "v17"),
+            "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{tile}], #64",
+            "ld1 {{v28.16b, v29.16b, v30.16b, v31.16b}}, [{x}], #64",
+            octet!("v24" "v25" "v26" "v27", "v18" "v19"),
+            "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{tile}], #64",
+            octet!("v20" "v21" "v22" "v23", "v28" "v29"),
+            "ldp q16, q17, [{tile}], #{skip}",
+            "ldr q18, [{x}], #16",
+            octet!("v24" "v25" "v26" "v27", "v30" "v31"),
+            "subs {count}, {count}, #1",
+            add_row!("0", "v8" "v9", "v20" "v21", "v0" "v1"),
+            add_row!("1", "v10" "v11", "v22" "v23", "v2" "v3"),
+            add_row!("2", "v12" "v13", "v24" "v25", "v4" "v5"),
+            add_row!("3", "v14" "v15", "v26" "v27", "v6" "v7"),
+            "b.ne 2b",
+            tile = inout(reg) tiles.as_ptr().cast::<EightRows>().add(which) => _,
+            // Over the scales and the other eight rows.
+            skip = const 32 + size_of::<EightRows>(),
+            x = inout(reg) x => _,
+            count = inout(reg) tiles.len() => _,
+            inout("v0") *s0, inout("v1") *s1, inout("v2") *s2, inout("v3") *s3,
+            inout("v4") *s4, inout("v5") *s5, inout("v6") *s6, inout("v7") *s7,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _,
+            out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _,
+            out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _,
+            out("v29") _, out("v30") _, out("v31") _,
+            options(readonly, nostack),
+        );
+    }
 }
 
 impl Products for Dotprod {
     type Tile = DotTile;
-    /// `[eight rows][row of activations][four rows]`
-    type Sums = [[[float32x4_t; 2]; PANEL_ROWS]; 2];
+    /// Of the first eight rows, and of the last.
+    type Sums = [EightSums; 2];
     // SAFETY: all bits zero are the number zero.
     const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
@@ -216,15 +352,20 @@ impl Products for Dotprod {
         // SAFETY: the caller's promise.
         unsafe {
             let scales = tiles.row_scales();
-            let mut weights = [[[vdupq_n_s8(0); 2]; 8]; 2];
+            let mut tile = DotTile([[scales[0], scales[1]], [scales[2], scales[3]]].map(
+                |scales| EightRows {
+                    weights: [[vdupq_n_s8(0); 2]; 8],
+                    scales,
+                },
+            ));
             unrolled!(for octet in [0 1 2 3] {
                 let octets = tiles.signed_octet::<INT4>(octet % 2 == 1);
                 for (i, quad) in octets.into_iter().enumerate() {
-                    weights[0][2 * octet + i] = [quad[0], quad[1]];
-                    weights[1][2 * octet + i] = [quad[2], quad[3]];
+                    tile.0[0].weights[2 * octet + i] = [quad[0], quad[1]];
+                    tile.0[1].weights[2 * octet + i] = [quad[2], quad[3]];
                 }
             });
-            DotTile { scales, weights }
+            tile
         }
     }
 
@@ -234,51 +375,12 @@ impl Products for Dotprod {
         x: Activations,
         sums: &mut Self::Sums,
     ) {
-        // Eight rows at a time: as many as the registers hold.
-        for (eight_rows, sums) in sums.iter_mut().enumerate() {
-            let mut x = x.interleaved;
-            let mut running = *sums;
-            for tile in tiles {
-                let row_scales = &tile.scales.as_chunks::<2>().0[eight_rows];
-                // SAFETY: the caller's promise; the weights of eight rows are 256 bytes.
-                unsafe {
-                    let mut weights = TileReader::new((&raw const tile.weights[eight_rows]).cast());
-                    let values: *const i8 = (&raw const (*x).values).cast();
-                    let pairs: [[_; 4]; 2] = from_fn(|pair| {
-                        from_fn(|octet| vld1q_s8(values.add(64 * pair + 16 * octet)))
-                    });
-                    let mut dots = [[vdupq_n_s32(0); 2]; PANEL_ROWS];
-                    let mut ahead = weights.next_64(false);
-                    unrolled!(for octet in [0 1 2 3] {
-                        let current = ahead;
-                        if octet < 3 {
-                            ahead = weights.next_64(octet % 2 == 0);
-                        }
-                        for (pair, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                            let a = pairs[pair][octet];
-                            dots[0] = from_fn(|i| sdot::<0>(dots[0][i], current[i], a));
-                            dots[1] = from_fn(|i| sdot::<2>(dots[1][i], current[i], a));
-                        }
-                        for (pair, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                            let a = pairs[pair][octet];
-                            dots[0] = from_fn(|i| sdot::<1>(dots[0][i], current[2 + i], a));
-                            dots[1] = from_fn(|i| sdot::<3>(dots[1][i], current[2 + i], a));
-                        }
-                    });
-                    let scales = vld1q_f32((*x).scales.as_ptr());
-                    let mut add = |m: usize, scale: [float32x4_t; 2]| {
-                        running[m] = from_fn(|i| {
-                            vfmaq_f32(running[m][i], vcvtq_f32_s32(dots[m][i]), scale[i])
-                        });
-                    };
-                    add(0, row_scales.map(|rows| vmulq_laneq_f32::<0>(rows, scales)));
-                    add(1, row_scales.map(|rows| vmulq_laneq_f32::<1>(rows, scales)));
-                    add(2, row_scales.map(|rows| vmulq_laneq_f32::<2>(rows, scales)));
-                    add(3, row_scales.map(|rows| vmulq_laneq_f32::<3>(rows, scales)));
-                    x = x.add(1);
-                }
-            }
-            *sums = running;
+        if tiles.is_empty() {
+            return;
+        }
+        for (which, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise; there is a tile.
+            unsafe { add_eight_rows(tiles, which, x.interleaved, sums) };
         }
     }
 
@@ -289,20 +391,9 @@ impl Products for Dotprod {
 }
 
 impl Simd for Dotprod {
-    float_methods!();
+    shared_methods!();
     const BATCH: usize = 4;
     const INTERLEAVED: bool = true;
-
-    #[inline(always)]
-    fn batch<const INT4: bool>(
-        self,
-        group: &[u8],
-        x: &QuantizedRows,
-        finish: impl FnMut(usize, Floats),
-    ) -> usize {
-        // SAFETY: `self` proves the CPU's support.
-        unsafe { multiply::<Self, INT4>(group, x, finish) }
-    }
 
     #[inline(always)]
     unsafe fn dots_int4<const M: usize, const QUADS: usize>(

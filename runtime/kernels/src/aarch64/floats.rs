@@ -135,18 +135,6 @@ impl Div for Floats {
     }
 }
 
-/// `a > b ? a : b`; NEON's own maximum treats zeros and NaN otherwise than x86's.
-#[inline(always)]
-fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    neon!(vbslq_f32(vcgtq_f32(a, b), a, b))
-}
-
-/// `a < b ? a : b`.
-#[inline(always)]
-fn smaller(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    neon!(vbslq_f32(vcltq_f32(a, b), a, b))
-}
-
 impl Lanes for Floats {
     type I = Ints;
 
@@ -166,12 +154,12 @@ impl Lanes for Floats {
 
     #[inline(always)]
     fn min(self, other: Self) -> Self {
-        self.zip(other, smaller)
+        self.zip(other, |a, b| neon!(vminq_f32(a, b)))
     }
 
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        self.zip(other, larger)
+        self.zip(other, |a, b| neon!(vmaxq_f32(a, b)))
     }
 
     #[inline(always)]
@@ -226,10 +214,11 @@ impl Lanes for Floats {
     #[inline(always)]
     fn max_lane(self) -> f32 {
         neon!({
-            let eight = (larger(self.0[0], self.0[2]), larger(self.0[1], self.0[3]));
-            let four = larger(eight.0, eight.1);
-            let two = larger(four, vextq_f32::<2>(four, four));
-            vgetq_lane_f32::<0>(larger(two, vextq_f32::<1>(two, two)))
+            let eight = (
+                vmaxq_f32(self.0[0], self.0[2]),
+                vmaxq_f32(self.0[1], self.0[3]),
+            );
+            vmaxvq_f32(vmaxq_f32(eight.0, eight.1))
         })
     }
 

@@ -5,12 +5,12 @@
 
 use super::dotprod::{Dotprod, has_dotprod};
 use super::floats::{Floats, Ints};
-use super::products::{Activations, PANEL_ROWS, Products, multiply};
+use super::products::{Activations, PANEL_ROWS, Products};
 use super::tiles::TileReader;
-use super::{float_methods, unrolled};
+use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
 use crate::lanes::Simd;
-use crate::quantized::QuantizedRows;
+use crate::quantized::ActivationTile;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::array::from_fn;
@@ -34,37 +34,133 @@ pub(crate) unsafe fn run_i8mm<W: Work>(work: W) {
     work.run(I8mm(unsafe { Dotprod::assume() }));
 }
 
-/// Adds to `sums` = (row 0 x column 0, row 0 x column 1, row 1 x column 0, row 1 x column 1) the products
-/// of two rows of 8 weights with two columns of 8 activations.
-#[inline]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-fn smmla(sums: int32x4_t, weights: int8x16_t, activations: int8x16_t) -> int32x4_t {
-    let mut sums = sums;
-    // The intrinsic is not stable.
-    // SAFETY: an instruction that this function is compiled for and that only touches its operands.
-    unsafe {
-        asm!(
-            "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
-            inout(vreg) sums, in(vreg) weights, in(vreg) activations,
-            options(nomem, nostack, preserves_flags),
-        );
-    }
-    sums
+/// A tile in the order of [`add_eight_rows`]: two times eight rows.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct PairTile([EightRows; 2]);
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct EightRows {
+    /// `[row pair]`: the scales (row 0, row 0, row 1, row 1).
+    scales: [float32x4_t; 4],
+    /// `[row pair][octet of columns]`: 8 weights of a row, then of the next.
+    weights: [[int8x16_t; 4]; 4],
 }
 
-/// A tile in the order of `smmla`.
-#[derive(Clone, Copy)]
-pub(super) struct PairTile {
-    /// `[row pair]`: the scales (row 0, row 0, row 1, row 1).
-    scales: [float32x4_t; 8],
-    /// `[row pair][8 columns]`: 8 weights of a row, then of the next.
-    weights: [[int8x16_t; 4]; 8],
+/// Sums of four pairs of rows and two pairs of activation rows: of a pair of each (row 0 x activations 0,
+/// row 0 x activations 1, row 1 x activations 0, row 1 x activations 1), which is the order of `smmla`.
+type EightSums = [[float32x4_t; 2]; 4];
+
+/// Adds the products of the eight rows `which` of consecutive tiles and four rows of activations to `sums`.
+///
+/// Written out because 8 sums, 8 registers of activations and the 16 of a pair of rows on the way take all there are.
+///
+/// # Safety
+/// The CPU must have i8mm; `x` must have a block for each of the tiles, of which there must be one.
+#[inline(always)]
+unsafe fn add_eight_rows(
+    tiles: &[PairTile],
+    which: usize,
+    x: *const ActivationTile,
+    sums: &mut EightSums,
+) {
+    /// The products of a pair of rows, whose weights are in `$a` to `$d`, added to the sums `$first` and `$second`.
+    macro_rules! row_pair {
+        ($scales:literal, $a:literal $b:literal $c:literal $d:literal, $first:literal $second:literal) => {
+            concat!(
+                "movi v30.4s, #0\n",
+                "movi v31.4s, #0\n",
+                "smmla v30.4s, ",
+                $a,
+                ".16b, v8.16b\n",
+                "smmla v31.4s, ",
+                $a,
+                ".16b, v9.16b\n",
+                "smmla v30.4s, ",
+                $b,
+                ".16b, v10.16b\n",
+                "smmla v31.4s, ",
+                $b,
+                ".16b, v11.16b\n",
+                "smmla v30.4s, ",
+                $c,
+                ".16b, v12.16b\n",
+                "smmla v31.4s, ",
+                $c,
+                ".16b, v13.16b\n",
+                "smmla v30.4s, ",
+                $d,
+                ".16b, v14.16b\n",
+                "smmla v31.4s, ",
+                $d,
+                ".16b, v15.16b\n",
+                "fmul ",
+                $a,
+                ".4s, ",
+                $scales,
+                ".4s, v28.4s\n",
+                "fmul ",
+                $b,
+                ".4s, ",
+                $scales,
+                ".4s, v29.4s\n",
+                "scvtf v30.4s, v30.4s\n",
+                "scvtf v31.4s, v31.4s\n",
+                "fmla ",
+                $first,
+                ".4s, v30.4s, ",
+                $a,
+                ".4s\n",
+                "fmla ",
+                $second,
+                ".4s, v31.4s, ",
+                $b,
+                ".4s\n",
+            )
+        };
+    }
+    let [[s0, s1], [s2, s3], [s4, s5], [s6, s7]] = sums;
+    // SAFETY: as many tiles and blocks are read as there are, each from its first byte to its last; all registers
+    // that are written are named.
+    unsafe {
+        asm!(
+            "2:",
+            "ld1 {{v24.4s, v25.4s, v26.4s, v27.4s}}, [{tile}], #64",
+            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{x}], #64",
+            "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{tile}], #64",
+            "ld1 {{v12.16b, v13.16b, v14.16b, v15.16b}}, [{x}], #64",
+            "ld1r {{v28.2d}}, [{x}], #8",
+            "ld1r {{v29.2d}}, [{x}], #8",
+            "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{tile}], #64",
+            row_pair!("v24", "v16" "v17" "v18" "v19", "v0" "v1"),
+            "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{tile}], #64",
+            row_pair!("v25", "v20" "v21" "v22" "v23", "v2" "v3"),
+            "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{tile}], {skip}",
+            "subs {count}, {count}, #1",
+            row_pair!("v26", "v16" "v17" "v18" "v19", "v4" "v5"),
+            row_pair!("v27", "v20" "v21" "v22" "v23", "v6" "v7"),
+            "b.ne 2b",
+            tile = inout(reg) tiles.as_ptr().cast::<EightRows>().add(which) => _,
+            // From the last 64 bytes over the other eight rows.
+            skip = in(reg) 64 + size_of::<EightRows>(),
+            x = inout(reg) x => _,
+            count = inout(reg) tiles.len() => _,
+            inout("v0") *s0, inout("v1") *s1, inout("v2") *s2, inout("v3") *s3,
+            inout("v4") *s4, inout("v5") *s5, inout("v6") *s6, inout("v7") *s7,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _,
+            out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _,
+            out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _,
+            out("v29") _, out("v30") _, out("v31") _,
+            options(readonly, nostack),
+        );
+    }
 }
 
 impl Products for I8mm {
     type Tile = PairTile;
-    /// `[row pair][pair of activation rows]`, in the order of `smmla`.
-    type Sums = [[float32x4_t; 2]; 8];
+    /// Of the first eight rows, and of the last.
+    type Sums = [EightSums; 2];
     // SAFETY: all bits zero are the number zero.
     const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
@@ -85,21 +181,25 @@ impl Products for I8mm {
         // SAFETY: the caller's promise.
         unsafe {
             let row_scales = tiles.row_scales();
-            let mut tile = PairTile {
-                scales: [vdupq_n_f32(0.0); 8],
-                weights: [[vdupq_n_s8(0); 4]; 8],
-            };
-            for (pairs, four) in tile.scales.as_chunks_mut().0.iter_mut().zip(row_scales) {
-                *pairs = [vzip1q_f32(four, four), vzip2q_f32(four, four)];
+            let mut tile = PairTile(
+                [EightRows {
+                    scales: [vdupq_n_f32(0.0); 4],
+                    weights: [[vdupq_n_s8(0); 4]; 4],
+                }; 2],
+            );
+            for (i, four) in row_scales.into_iter().enumerate() {
+                let scales = &mut tile.0[i / 2].scales;
+                scales[2 * (i % 2)] = vzip1q_f32(four, four);
+                scales[2 * (i % 2) + 1] = vzip2q_f32(four, four);
             }
             unrolled!(for octet in [0 1 2 3] {
                 let [first, last] = tiles.signed_octet::<INT4>(octet % 2 == 1);
-                for four_rows in 0..4 {
-                    let first = vreinterpretq_s32_s8(first[four_rows]);
-                    let last = vreinterpretq_s32_s8(last[four_rows]);
-                    let pairs = [vzip1q_s32(first, last), vzip2q_s32(first, last)];
-                    tile.weights[2 * four_rows][octet] = vreinterpretq_s8_s32(pairs[0]);
-                    tile.weights[2 * four_rows + 1][octet] = vreinterpretq_s8_s32(pairs[1]);
+                for i in 0..4 {
+                    let first = vreinterpretq_s32_s8(first[i]);
+                    let last = vreinterpretq_s32_s8(last[i]);
+                    let weights = &mut tile.0[i / 2].weights;
+                    weights[2 * (i % 2)][octet] = vreinterpretq_s8_s32(vzip1q_s32(first, last));
+                    weights[2 * (i % 2) + 1][octet] = vreinterpretq_s8_s32(vzip2q_s32(first, last));
                 }
             });
             tile
@@ -112,39 +212,12 @@ impl Products for I8mm {
         x: Activations,
         sums: &mut Self::Sums,
     ) {
-        // Eight rows at a time: as many as the registers hold.
-        for (eight_rows, sums) in sums.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let mut x = x.interleaved;
-            let mut running = *sums;
-            for tile in tiles {
-                let row_scales = &tile.scales.as_chunks::<4>().0[eight_rows];
-                let weights = &tile.weights.as_chunks::<4>().0[eight_rows];
-                // SAFETY: the caller's promise; the weights of eight rows are 256 bytes.
-                unsafe {
-                    let mut weights = TileReader::new((&raw const *weights).cast());
-                    let values: *const i8 = (&raw const (*x).values).cast();
-                    let pairs: [[_; 4]; 2] = from_fn(|pair| {
-                        from_fn(|octet| vld1q_s8(values.add(64 * pair + 16 * octet)))
-                    });
-                    // The scales of a pair, twice.
-                    let scales = (*x).scales.as_ptr().cast();
-                    let scales = [vld1q_dup_f64(scales), vld1q_dup_f64(scales.add(1))];
-                    let scales = scales.map(|pair| vreinterpretq_f32_f64(pair));
-                    unrolled!(for row_pair in [0 1 2 3] {
-                        let weights = weights.next_64(row_pair % 2 == 1);
-                        let mut dots = [vdupq_n_s32(0); 2];
-                        for octet in 0..4 {
-                            dots = from_fn(|pair| smmla(dots[pair], weights[octet], pairs[pair][octet]));
-                        }
-                        running[row_pair] = from_fn(|pair| {
-                            let scale = vmulq_f32(row_scales[row_pair], scales[pair]);
-                            vfmaq_f32(running[row_pair][pair], vcvtq_f32_s32(dots[pair]), scale)
-                        });
-                    });
-                    x = x.add(1);
-                }
-            }
-            *sums = running;
+        if tiles.is_empty() {
+            return;
+        }
+        for (which, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise; there is a tile.
+            unsafe { add_eight_rows(tiles, which, x.interleaved, sums) };
         }
     }
 
@@ -152,7 +225,8 @@ impl Products for I8mm {
     fn outputs(sums: &Self::Sums) -> [Floats; PANEL_ROWS] {
         from_fn(|m| {
             Floats(from_fn(|i| {
-                let (upper, lower) = (sums[2 * i][m / 2], sums[2 * i + 1][m / 2]);
+                let pairs = &sums[i / 2][2 * (i % 2)..];
+                let (upper, lower) = (pairs[0][m / 2], pairs[1][m / 2]);
                 // SAFETY: NEON is always there.
                 unsafe {
                     if m % 2 == 0 {
@@ -167,7 +241,7 @@ impl Products for I8mm {
 }
 
 impl Simd for I8mm {
-    float_methods!();
+    shared_methods!();
     const BATCH: usize = 4;
     const INTERLEAVED: bool = true;
 
@@ -191,16 +265,5 @@ impl Simd for I8mm {
     ) -> [Ints; M] {
         // SAFETY: passed on.
         unsafe { self.0.dots_int8::<M, QUADS>(quants, activations, sums) }
-    }
-
-    #[inline(always)]
-    fn batch<const INT4: bool>(
-        self,
-        group: &[u8],
-        x: &QuantizedRows,
-        finish: impl FnMut(usize, Floats),
-    ) -> usize {
-        // SAFETY: `self` proves the CPU's support.
-        unsafe { multiply::<Self, INT4>(group, x, finish) }
     }
 }

@@ -11,8 +11,8 @@ pub(crate) use dotprod::{has_dotprod, run_dotprod};
 pub(crate) use i8mm::{has_i8mm, run_i8mm};
 pub(crate) use neon::run_neon;
 
-/// The [`Simd`](crate::lanes::Simd) methods that do not depend on the integer instructions.
-macro_rules! float_methods {
+/// The [`Simd`](crate::lanes::Simd) methods that are the same whatever integer instructions there are.
+macro_rules! shared_methods {
     () => {
         type F = Floats;
         type I = Ints;
@@ -41,9 +41,20 @@ macro_rules! float_methods {
         fn load_i8(self, bytes: &[u8; 16]) -> Ints {
             Ints::load_i8(bytes)
         }
+
+        #[inline(always)]
+        fn batch<const INT4: bool>(
+            self,
+            group: &[u8],
+            x: &crate::quantized::QuantizedRows,
+            finish: impl FnMut(usize, Floats),
+        ) -> usize {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { super::products::multiply::<Self, INT4>(group, x, finish) }
+        }
     };
 }
-use float_methods;
+use shared_methods;
 
 /// A loop written out: the compiler unrolls long bodies too late to keep arrays in registers.
 macro_rules! unrolled {

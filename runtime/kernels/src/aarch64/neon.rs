@@ -2,13 +2,12 @@
 #![allow(unsafe_code)]
 
 use super::floats::{Floats, Ints};
-use super::products::{Activations, PANEL_ROWS, Products, multiply};
+use super::products::{Activations, PANEL_ROWS, Products};
 use super::tiles::TileReader;
-use super::{float_methods, unrolled};
+use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
 use crate::format::ACTIVATION_BLOCK;
 use crate::lanes::Simd;
-use crate::quantized::QuantizedRows;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -291,19 +290,8 @@ fn dots<const INT4: bool>(weights: [[int8x16_t; 4]; 2], a: &[int8x16_t; 8]) -> i
 }
 
 impl Simd for Neon {
-    float_methods!();
+    shared_methods!();
     const BATCH: usize = 2;
-
-    #[inline(always)]
-    fn batch<const INT4: bool>(
-        self,
-        group: &[u8],
-        x: &QuantizedRows,
-        finish: impl FnMut(usize, Floats),
-    ) -> usize {
-        // SAFETY: NEON is always there.
-        unsafe { multiply::<Self, INT4>(group, x, finish) }
-    }
 
     /// The products of a row are added in 16 bits: 16 of them per lane, at most 15 * 127 each.
     #[inline(always)]

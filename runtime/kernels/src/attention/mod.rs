@@ -20,7 +20,7 @@ use std::ops::Range;
 
 pub use plan::AttentionScratch;
 pub(crate) use plan::{Tasks, partial_width};
-pub(crate) use walk::{Attend, Gather, Partials, Target};
+pub(crate) use walk::{Attend, Gather, Pages, Partials, Target};
 
 /// What attention of one layer needs besides queries and pages.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use super::chunk::{self, Products, Statistics};
 use super::float::Float;
 use super::integer::Integer;
 use super::plan::{Span, TILE};
-use crate::dispatch::Work;
+use crate::dispatch::{Supported, Work};
 use crate::format::ROWS;
 use crate::functions::exp;
 use crate::kv::KvElement;
@@ -31,11 +31,23 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
+/// The pages of one layer, whatever holds them: attention is compiled once, and not for every kind of holder.
+pub(crate) trait Pages: Sync {
+    /// The bytes of a page.
+    fn get(&self, page: usize) -> Option<&[u8]>;
+}
+
+impl<P: AsRef<[u8]> + Sync> Pages for &[P] {
+    fn get(&self, page: usize) -> Option<&[u8]> {
+        <[P]>::get(self, page).map(AsRef::as_ref)
+    }
+}
+
 /// A task of attention.
-pub(crate) struct Attend<'a, P> {
+pub(crate) struct Attend<'a> {
     pub(crate) options: &'a AttentionOptions,
     pub(crate) queries: &'a Rows<'a>,
-    pub(crate) pages: &'a [P],
+    pub(crate) pages: &'a dyn Pages,
     pub(crate) span: Span,
     pub(crate) target: Target<'a>,
 }
@@ -58,42 +70,49 @@ pub(crate) struct Partials<'a> {
     pub(crate) pages: usize,
 }
 
-impl<P: AsRef<[u8]>> Work for Attend<'_, P> {
+impl Attend<'_> {
+    /// Does the task: one function for each kind of stored numbers, or compilers would take minutes over it.
+    pub(crate) fn run_on(self, isa: Supported) {
+        match self.options.kv.element {
+            KvElement::F32 => isa.run(AttendFloat::<false>(self)),
+            KvElement::F16 => isa.run(AttendFloat::<true>(self)),
+            KvElement::I8 => isa.run(AttendInteger(self)),
+        }
+    }
+}
+
+struct AttendFloat<'a, const F16: bool>(Attend<'a>);
+
+impl<const F16: bool> Work for AttendFloat<'_, F16> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let mut scratch = SCRATCH.take();
-        let totals = &mut scratch.totals;
-        match self.options.kv.element {
-            KvElement::F32 => self.walk(
-                simd,
-                &Float::<false> {
-                    queries: self.floats(),
-                },
-                totals,
-            ),
-            KvElement::F16 => self.walk(
-                simd,
-                &Float::<true> {
-                    queries: self.floats(),
-                },
-                totals,
-            ),
-            KvElement::I8 => {
-                let queries = &mut scratch.queries;
-                queries.resize(self.span.queries.len(), self.options.kv.head_dim);
-                for index in 0..queries.rows() {
-                    let x = self.query(index);
-                    let out = queries.row_mut(index);
-                    Quantize { x, out }.run(simd);
-                }
-                self.walk(simd, &Integer { queries }, totals);
-            }
-        }
+        let queries = self.0.floats();
+        let products = Float::<F16> { queries };
+        self.0.walk(simd, &products, &mut scratch.totals);
         SCRATCH.set(scratch);
     }
 }
 
-impl<P: AsRef<[u8]>> Attend<'_, P> {
+struct AttendInteger<'a>(Attend<'a>);
+
+impl Work for AttendInteger<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut scratch = SCRATCH.take();
+        let queries = &mut scratch.queries;
+        queries.resize(self.0.span.queries.len(), self.0.options.kv.head_dim);
+        for index in 0..queries.rows() {
+            let x = self.0.query(index);
+            let out = queries.row_mut(index);
+            Quantize { x, out }.run(simd);
+        }
+        self.0.walk(simd, &Integer { queries }, &mut scratch.totals);
+        SCRATCH.set(scratch);
+    }
+}
+
+impl Attend<'_> {
     /// Row and head of a query of this task.
     #[inline(always)]
     fn place(&self, query: usize) -> (usize, usize) {
@@ -107,6 +126,13 @@ impl<P: AsRef<[u8]>> Attend<'_, P> {
         let head_dim = self.options.kv.head_dim;
         let (row, head) = self.place(query);
         &self.queries.row(row)[head * head_dim..][..head_dim]
+    }
+
+    /// Keys and values of this task's head in a page.
+    #[inline(always)]
+    fn head(&self, page: usize) -> (&[u8], &[u8]) {
+        let page = self.pages.get(page).unwrap_or_default();
+        self.options.kv.head(page, self.span.kv_head)
     }
 
     #[inline(always)]
@@ -133,11 +159,12 @@ impl<P: AsRef<[u8]>> Attend<'_, P> {
         let rows: [usize; TILE] = from_fn(|query| self.place(query).0);
         let rows = &rows[..count];
         for page in self.span.pages.clone() {
-            if let Some(next) = self.pages[..self.span.pages.end].get(page + 1) {
-                let (keys, values) = options.kv.head(next.as_ref(), self.span.kv_head);
+            if page + 1 < self.span.pages.end {
+                let (keys, values) = self.head(page + 1);
                 simd.prefetch(keys);
                 simd.prefetch(values);
             }
+            let head = self.head(page);
             let mut query = 0;
             while query < count {
                 let visible = options.visible_slots(rows[query], page);
@@ -153,7 +180,7 @@ impl<P: AsRef<[u8]>> Attend<'_, P> {
                     macro_rules! step {
                         ($m:literal) => {
                             self.step::<S, $m>(
-                                simd, products, page, query, &visible, chunks, &mut state,
+                                simd, products, head, page, query, &visible, chunks, &mut state,
                             )
                         };
                     }
@@ -186,51 +213,38 @@ impl<P: AsRef<[u8]>> Attend<'_, P> {
         &self,
         simd: S,
         products: &impl Products,
+        head: (&[u8], &[u8]),
         page: usize,
         query: usize,
         visible: &Range<usize>,
         chunks: &mut [[f32; ROWS]],
         state: &mut State<'_>,
     ) {
-        let kv = &self.options.kv;
-        let groups = kv.padded_dim() / ROWS;
-        let head = kv.head(self.pages[page].as_ref(), self.span.kv_head);
-        match self.target {
+        let groups = self.options.kv.padded_dim() / ROWS;
+        let chunks = &mut chunks[..M * groups];
+        let mut ends: [Option<&mut [f32; ROWS]>; M] = from_fn(|_| None);
+        let mut out = match self.target {
             Target::Outputs(_) => {
-                let chunks = &mut chunks[..M * groups];
                 let mut each = chunks.chunks_exact_mut(groups);
-                let mut out = from_fn(|_| each.next().unwrap_or_default());
-                let statistics = chunk::attend::<S, M>(
-                    simd,
-                    self.options,
-                    products,
-                    head,
-                    query,
-                    visible,
-                    &mut out,
-                );
-                state.combine(simd, query, &statistics, chunks);
+                from_fn(|_| each.next().unwrap_or_default())
             }
-            Target::Partials(partials) => {
-                let mut rows = from_fn::<_, M, _>(|m| {
-                    let row = self.place(query + m).1 * partials.pages + page - partials.first_page;
-                    // SAFETY: each task has its own heads and pages.
-                    #[allow(unsafe_code)]
-                    let row = unsafe { partials.rows.segment(row, 0, (groups + 1) * ROWS) };
-                    row.as_chunks_mut::<ROWS>().0.split_at_mut(groups)
-                });
-                let mut out = rows.each_mut().map(|(out, _)| &mut **out);
-                let statistics = chunk::attend::<S, M>(
-                    simd,
-                    self.options,
-                    products,
-                    head,
-                    query,
-                    visible,
-                    &mut out,
-                );
-                for (m, (_, end)) in rows.into_iter().enumerate() {
-                    end[0][..2].copy_from_slice(&[statistics.largest[m], statistics.sum[m]]);
+            Target::Partials(partials) => from_fn(|m| {
+                let row = self.place(query + m).1 * partials.pages + page - partials.first_page;
+                // SAFETY: each task has its own heads and pages.
+                #[allow(unsafe_code)]
+                let row = unsafe { partials.rows.segment(row, 0, (groups + 1) * ROWS) };
+                let (out, end) = row.as_chunks_mut().0.split_at_mut(groups);
+                ends[m] = end.first_mut();
+                out
+            }),
+        };
+        let statistics =
+            chunk::attend::<S, M>(simd, self.options, products, head, query, visible, &mut out);
+        match self.target {
+            Target::Outputs(_) => state.combine(simd, query, &statistics, chunks),
+            Target::Partials(_) => {
+                for (m, end) in ends.into_iter().flatten().enumerate() {
+                    end[..2].copy_from_slice(&[statistics.largest[m], statistics.sum[m]]);
                 }
             }
         }
