@@ -7,7 +7,7 @@ plugins {
 group = "io.niwaki"
 version = "0.1.0"
 
-// Both scripts need Rust; build-native also an NDK and cargo-ndk (README.md).
+// Both scripts need Rust; build-native also an NDK (README.md).
 val repository: Directory = layout.settingsDirectory.dir("..")
 val generatedKotlin: Provider<Directory> = layout.buildDirectory.dir("generated/uniffi")
 val nativeLibraries: Provider<Directory> = layout.buildDirectory.dir("generated/jniLibs")

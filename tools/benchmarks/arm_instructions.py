@@ -1,11 +1,12 @@
 """Counts the guest instructions of a decoded and of a prefilled token on ARM CPUs that qemu emulates.
 
     python3 tools/benchmarks/arm_instructions.py SHAPE [--weights int4,int8] [--cpus neon,dotprod,i8mm] [--no-peers]
-                                                 [--json FILE]
+                                                 [--profile release|dist] [--json FILE]
 
 SHAPE is a SHAPE.json or the name of one in tools/benchmarks/shapes. One thread. The counts repeat to the digit, on
 any machine and however busy it is; they are not time, but what a small in-order core pays for. Per decoded token:
 (33 new tokens - 1 new token) / 32 after a prompt of 8; per prefilled token: (prompt of 129 - prompt of 65) / 64.
+Cargo's profile `dist` is the one that apps ship.
 
 The same for llama.cpp: its sources, which llama-cpp-python carries, are cross-compiled for each CPU. Needs Debian 12
 with gcc, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user, cmake, ninja-build, rustc-web, cargo-web and
@@ -44,7 +45,7 @@ FOLDER = TARGET / "aarch64"
 TRIPLE = "aarch64-unknown-linux-gnu"
 
 
-def decode_program():
+def decode_program(profile):
     """The `decode` example for aarch64, by the Debian toolchain that has a standard library for it."""
     environment = {
         **os.environ,
@@ -55,9 +56,9 @@ def decode_program():
     }
     target = ROOT / "target" / "aarch64"
     say("building decode for aarch64")
-    arguments = ["--release", "--target", TRIPLE, "--target-dir", target, "-p", "niwaki", "--example", "decode"]
+    arguments = ["--profile", profile, "--target", TRIPLE, "--target-dir", target, "-p", "niwaki", "--example", "decode"]
     run("/usr/bin/cargo", "build", *arguments, cwd=ROOT, env=environment)
-    return target / TRIPLE / "release" / "examples" / "decode"
+    return target / TRIPLE / profile / "examples" / "decode"
 
 
 def llama_cpp_sources():
@@ -158,13 +159,14 @@ def main():
     parser.add_argument("--weights", type=listed, default=["int4", "int8"])
     parser.add_argument("--cpus", type=listed, default=list(CPUS))
     parser.add_argument("--no-peers", action="store_true", help="count Niwaki only")
+    parser.add_argument("--profile", default="release", choices=["release", "dist"], help="Cargo's, for Niwaki")
     parser.add_argument("--json", metavar="FILE", help="also write all counts here")
     arguments = parser.parse_args()
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     counter = plugin()
     models = Models(find(arguments.shape), niwaki_programs()[0])
-    decode = decode_program()
+    decode = decode_program(arguments.profile)
     jobs = {
         (NIWAKI, weights, cpu): ([decode, models.bundle(weights)], None)
         for weights in arguments.weights

@@ -11,6 +11,12 @@ use crate::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::x86_64;
 
+/// Every phone has NEON. The scalar code is the largest and would only be bytes to download there.
+const HAS_SCALAR: bool = !cfg!(all(
+    target_arch = "aarch64",
+    any(target_os = "android", target_os = "ios")
+));
+
 /// Work that can be done with any instruction set.
 pub(crate) trait Work {
     /// Does the work. Must be `#[inline(always)]`, to be compiled with the instruction set of the caller.
@@ -25,7 +31,7 @@ impl Supported {
     /// `None` if this CPU does not have `isa`.
     pub(crate) fn new(isa: Isa) -> Option<Self> {
         let found = match isa {
-            Isa::Scalar => true,
+            Isa::Scalar => HAS_SCALAR,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86_64::has_avx2(),
             #[cfg(target_arch = "x86_64")]
@@ -64,7 +70,8 @@ impl Supported {
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Isa::NeonI8mm => unsafe { aarch64::run_i8mm(work) },
-            _ => work.run(Scalar),
+            _ if HAS_SCALAR => work.run(Scalar),
+            _ => unreachable!("`new` refused {}", self.0),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 /// An instruction set. All of them compute the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// Plain Rust: the definition, on every CPU.
+    /// Plain Rust: the definition, on every CPU. Left out for Android and iOS on aarch64.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,

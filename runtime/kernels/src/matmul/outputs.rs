@@ -39,6 +39,7 @@ impl Outputs<'_> {
     ///
     /// # Safety
     /// No other thread may access these columns; `write` must write to all of them and nothing else.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn put<const M: usize>(
         &self,
