@@ -204,45 +204,26 @@ unsafe fn add_eight_rows(
             )
         };
     }
-    /// The integer sums `$a` and `$b` times scales to the sums `$first` and `$second`.
-    macro_rules! add_row {
-        ($lane:literal, $a:literal $b:literal, $x:literal $y:literal, $first:literal $second:literal) => {
+    /// One operation on the four registers of two rows of activations.
+    macro_rules! scale {
+        (convert $a:literal $b:literal $c:literal $d:literal) => {
             concat!(
-                "fmul ",
-                $x,
-                ".4s, v16.4s, v18.s[",
-                $lane,
-                "]\n",
-                "fmul ",
-                $y,
-                ".4s, v17.4s, v18.s[",
-                $lane,
-                "]\n",
-                "scvtf ",
-                $a,
-                ".4s, ",
-                $a,
-                ".4s\n",
-                "scvtf ",
-                $b,
-                ".4s, ",
-                $b,
-                ".4s\n",
-                "fmla ",
-                $first,
-                ".4s, ",
-                $a,
-                ".4s, ",
-                $x,
-                ".4s\n",
-                "fmla ",
-                $second,
-                ".4s, ",
-                $b,
-                ".4s, ",
-                $y,
-                ".4s\n",
+                "scvtf ", $a, ".4s, ", $a, ".4s\n",
+                "scvtf ", $b, ".4s, ", $b, ".4s\n",
+                "scvtf ", $c, ".4s, ", $c, ".4s\n",
+                "scvtf ", $d, ".4s, ", $d, ".4s\n",
             )
+        };
+        (product $a:literal $b:literal $first:literal, $c:literal $d:literal $second:literal) => {
+            concat!(
+                "fmul ", $a, ".4s, v16.4s, v18.s[", $first, "]\n",
+                "fmul ", $b, ".4s, v17.4s, v18.s[", $first, "]\n",
+                "fmul ", $c, ".4s, v16.4s, v18.s[", $second, "]\n",
+                "fmul ", $d, ".4s, v17.4s, v18.s[", $second, "]\n",
+            )
+        };
+        (add $($sum:literal += $dot:literal $scale:literal),+) => {
+            concat!($("fmla ", $sum, ".4s, ", $dot, ".4s, ", $scale, ".4s\n"),+)
         };
     }
     let [[s0, s1], [s2, s3], [s4, s5], [s6, s7]] = sums;
@@ -267,15 +248,18 @@ unsafe fn add_eight_rows(
             "ld1 {{v28.16b, v29.16b, v30.16b, v31.16b}}, [{x}], #64",
             octet!("v24" "v25" "v26" "v27", "v18" "v19"),
             "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{tile}], #64",
-            octet!("v20" "v21" "v22" "v23", "v28" "v29"),
             "ldp q16, q17, [{tile}], #{skip}",
             "ldr q18, [{x}], #16",
+            octet!("v20" "v21" "v22" "v23", "v28" "v29"),
             octet!("v24" "v25" "v26" "v27", "v30" "v31"),
             "subs {count}, {count}, #1",
-            add_row!("0", "v8" "v9", "v20" "v21", "v0" "v1"),
-            add_row!("1", "v10" "v11", "v22" "v23", "v2" "v3"),
-            add_row!("2", "v12" "v13", "v24" "v25", "v4" "v5"),
-            add_row!("3", "v14" "v15", "v26" "v27", "v6" "v7"),
+            // Eight of a kind, so that no core waits for a result.
+            scale!(convert "v8" "v9" "v10" "v11"),
+            scale!(convert "v12" "v13" "v14" "v15"),
+            scale!(product "v20" "v21" "0", "v22" "v23" "1"),
+            scale!(product "v24" "v25" "2", "v26" "v27" "3"),
+            scale!(add "v0" += "v8" "v20", "v1" += "v9" "v21", "v2" += "v10" "v22", "v3" += "v11" "v23"),
+            scale!(add "v4" += "v12" "v24", "v5" += "v13" "v25", "v6" += "v14" "v26", "v7" += "v15" "v27"),
             "b.ne 2b",
             tile = inout(reg) tiles.as_ptr().cast::<EightRows>().add(which) => _,
             // Over the scales and the other eight rows.
