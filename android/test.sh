@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles the Kotlin library and the sample as far as that goes without Android's own tools, and runs the library's
 # tests on this machine's JVM with the native library of this machine. Needs JDK 17, Maven and Rust.
+# NIWAKI_LIBRARY_FOLDER names another folder than target/release to find the native library in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/android
@@ -61,7 +62,7 @@ bindings/build-test-models.sh "$out"
 
 # A heap that is resident from the start: what grows is native. JUnit's last lines count the tests.
 [ -t 1 ] && colors=() || colors=(--disable-ansi-colors)
-java -Xms128m -Xmx128m -XX:+AlwaysPreTouch -Djna.library.path=target/release \
+java -Xms128m -Xmx128m -XX:+AlwaysPreTouch -Djna.library.path="${NIWAKI_LIBRARY_FOLDER:-target/release}" \
   -Dniwaki.model="$out/demo.niwaki" -Dniwaki.chatModel="$out/chat.niwaki" \
   -cp "$out/tests:$out/niwaki:$library:$testing" org.junit.platform.console.ConsoleLauncher \
   execute --scan-classpath "$out/tests" --disable-banner --details=tree "${colors[@]}"

@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
-const INT4_LOGITS: &str = "42c2e6e4546fc0130eee29c40dd78f2c81c4194dbb1b47a66965edb514461da7";
-const INT8_LOGITS: &str = "7b138c7a5b91847a51d3fe34d40e5bdae814db4d6bed91c7d428fa53e7a20f3f";
+const INT4_LOGITS: &str = "a3b8d1263dd69d5284d1dc85217eee76722f2574e5a00a5210835b7921b6bbcb";
+const INT8_LOGITS: &str = "0baa4a5ba83e7adc80b66ba6afeca3aab2f2398a891775edc3d01536ff56b39c";
 /// What the int4 model writes after the prompt with seed 7.
-const STORY: &str = " who was a greatly man who had brought him to the court of King Arthur, and he would not be delive";
+const STORY: &str = " who had a daughter to wife, and was a very beautiful and beautiful daughter. The King was a great Queen, and";
 const PROMPT: &str = "Once upon a time there was a king";
 
 struct Bundles {

@@ -11,7 +11,7 @@ use crate::demo_model;
 use crate::evaluate::{Beginnings, Evaluation, TokenStream, evaluate};
 use crate::report::{self, Progress, Table};
 use clap::Args;
-use niwaki::{GenerateOptions, LogitsFor, Sampling, SessionError};
+use niwaki::{GenerateOptions, LogitsFor, RepetitionPenalty, Sampling, SessionError};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub(super) struct DemoArgs {
     )]
     prompt: String,
     /// Seed of the story.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 4, value_name = "N")]
     seed: u64,
     /// Threads to compute with; by default as many as there are cores.
     #[arg(long, value_name = "N")]
@@ -146,7 +146,12 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
         sampling: Sampling {
             temperature: 0.7,
             top_k: Some(40),
-            top_p: Some(0.95),
+            top_p: Some(0.9),
+            // A model this small would tell of the king's daughter's daughter for ever.
+            repetition_penalty: Some(RepetitionPenalty {
+                factor: 1.15,
+                last_tokens: None,
+            }),
             seed: args.seed,
             ..Sampling::GREEDY
         },
