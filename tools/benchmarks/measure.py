@@ -8,6 +8,18 @@ import threading
 import time
 
 
+def settle(model):
+    """Has the system read a file, or the files of a folder, anew: its page cache holds a file that was just written in
+    pieces of the size in which it was written, which takes more or less time to map."""
+    model = pathlib.Path(model)
+    for path in [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file()):
+        with open(path, "rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while file.read(1 << 20):
+                pass
+
+
 def timed(command, prompt_tokens, new_tokens, threads, extra=()):
     """Seconds of wall clock and CPU time of the prompt and of the new tokens, after a warm-up in the same process."""
     arguments = [prompt_tokens, new_tokens, threads, 1, *extra]

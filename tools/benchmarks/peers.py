@@ -20,7 +20,7 @@ import sys
 from collections import defaultdict
 
 import report
-from measure import anonymous_peak_bytes, first_token, timed
+from measure import anonymous_peak_bytes, first_token, settle, timed
 from prepare import HERE, Models, llama_cpp_program, niwaki_programs, python, run, say
 from shape import find
 
@@ -55,15 +55,14 @@ def engines(models, weights, programs):
 def measure(configurations, threads, tests, repeats):
     """Samples by (weights, threads, what, engine)."""
     samples = defaultdict(list)
+    for model in {engine.command[-1] for running in configurations.values() for engine in running}:
+        settle(model)
     for repeat in range(repeats):
         for weights, running in configurations.items():
             for count in threads:
                 say(f"repeat {repeat + 1} of {repeats}: {weights}, {count} threads")
                 for engine in running:
                     cold = engine.command, count, engine.extra
-                    if repeat == 0:
-                        # Brings the files into the page cache.
-                        first_token(*cold)
                     for unit, seconds in zip(("wall", "cpu"), first_token(*cold)):
                         samples[weights, count, f"first token {unit}", engine.name].append(seconds)
                     samples[weights, count, "memory", engine.name].append(anonymous_peak_bytes(*cold))

@@ -8,7 +8,7 @@ use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS,
 use std::fmt;
 
 /// Prompts are fed in runs of at most this many tokens.
-const CHUNK_TOKENS: usize = 256;
+const CHUNK_TOKENS: usize = 128;
 /// Wide models are fed in shorter runs, so that their activations stay below this.
 const ACTIVATIONS_TARGET_BYTES: usize = 64 << 20;
 /// Measured: the used part of a thread's stack, and its part of the allocator.

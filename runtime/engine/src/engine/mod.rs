@@ -2,12 +2,14 @@
 
 mod cancellation;
 mod isa;
+mod logits;
 mod memory_plan;
 mod open;
 mod session;
 mod threads;
 
 pub use cancellation::Cancellation;
+pub use logits::Logits;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use open::{Engine, OpenError, OpenOptions};
-pub use session::{Logits, LogitsFor, Session, SessionError};
+pub use session::{LogitsFor, Session, SessionError};

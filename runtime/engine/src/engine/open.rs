@@ -9,7 +9,7 @@ use crate::bundle::{
 };
 use crate::graph::{Graph, Op};
 use crate::kv::KvCache;
-use crate::model::{Decoder, ModelError, Turn};
+use crate::model::{Decoder, ModelError};
 use crate::text::{TextError, Tokenizer};
 use niwaki_kernels::{Isa, Kernels, KvElement, ThreadPool, UnsupportedIsa};
 use std::fs::File;
@@ -246,7 +246,7 @@ impl Engine {
     pub fn session(&self) -> Result<Session, SessionError> {
         let graph = self.graph();
         let cache = KvCache::new(&graph.layers, self.inner.settings.kv)?;
-        let state = self.inner.decoder.spawn(Turn::new(graph, cache))?;
+        let state = self.inner.decoder.spawn(graph, cache)?;
         let chunk = chunk_tokens(&self.inner.decoder, self.context_tokens());
         Ok(Session::new(self.clone(), state, chunk))
     }

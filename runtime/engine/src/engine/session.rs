@@ -1,10 +1,12 @@
 //! A context: tokens go in, logits come out.
 
 use super::cancellation::Cancellation;
+use super::logits::Logits;
 use super::open::Engine;
 use crate::kv::CacheError;
 use crate::model::{Decoder, ModelError, Profile};
 use std::time::Instant;
+use tract_core::internal::IntoArcTensor;
 use tract_core::model::TypedSimpleState;
 
 /// Logits of one append are computed in runs that hold at most about this much of them.
@@ -17,13 +19,6 @@ pub enum LogitsFor {
     LastToken,
     /// One row per token.
     EveryToken,
-}
-
-/// Next-token logits: `[rows, vocabulary]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logits {
-    values: Vec<f32>,
-    vocabulary: usize,
 }
 
 /// Why a session could not go on. Its context is then as it was before.
@@ -175,8 +170,8 @@ impl Session {
         let start = Instant::now();
         let vocabulary = self.engine.graph().vocabulary;
         self.check(tokens, self.engine.token_ids())?;
-        let rows = match logits_for {
-            LogitsFor::LastToken => 1,
+        let gathered = match logits_for {
+            LogitsFor::LastToken => 0,
             LogitsFor::EveryToken => tokens.len(),
         };
         let chunk_tokens = match logits_for {
@@ -186,9 +181,10 @@ impl Session {
             }
         };
         let mut values = Vec::new();
-        rows.checked_mul(vocabulary)
+        gathered
+            .checked_mul(vocabulary)
             .and_then(|count| values.try_reserve_exact(count).ok())
-            .ok_or(SessionError::OutOfMemory { rows })?;
+            .ok_or(SessionError::OutOfMemory { rows: gathered })?;
         let before = self.tokens.len();
         let turn = Decoder::turn(&mut self.state)?;
         turn.cancellation = cancellation;
@@ -201,23 +197,26 @@ impl Session {
             .any(|layer| layer.window.is_some());
         let cache =
             (windows && before > 0 && tokens.len() > chunk_tokens).then(|| turn.cache.clone());
-        let result = self.run_chunks(tokens, chunk_tokens, logits_for, &mut values);
+        let result = self.run_chunks(tokens, chunk_tokens, logits_for, values);
         let turn = Decoder::turn(&mut self.state)?;
         turn.cancellation = None;
-        if let Err(error) = result {
-            match cache {
-                Some(cache) => turn.cache = cache,
-                None => {
-                    turn.cache.truncate(before);
+        let logits = match result {
+            Ok(logits) => logits,
+            Err(error) => {
+                match cache {
+                    Some(cache) => turn.cache = cache,
+                    None => {
+                        turn.cache.truncate(before);
+                    }
                 }
+                self.tokens.truncate(before);
+                return Err(error);
             }
-            self.tokens.truncate(before);
-            return Err(error);
-        }
+        };
         if let Some(profile) = &mut Decoder::turn(&mut self.state)?.profile {
             profile.add_append(start.elapsed());
         }
-        Ok(Logits { values, vocabulary })
+        Ok(logits)
     }
 
     fn check(&self, tokens: &[u32], token_ids: usize) -> Result<(), SessionError> {
@@ -251,10 +250,11 @@ impl Session {
         tokens: &[u32],
         chunk_tokens: usize,
         logits_for: LogitsFor,
-        values: &mut Vec<f32>,
-    ) -> Result<(), SessionError> {
+        mut values: Vec<f32>,
+    ) -> Result<Logits, SessionError> {
         let vocabulary = self.engine.graph().vocabulary;
         let mut left = tokens.len();
+        let mut last = None;
         for chunk in tokens.chunks(chunk_tokens) {
             left -= chunk.len();
             let wanted = match logits_for {
@@ -263,18 +263,25 @@ impl Session {
                 LogitsFor::LastToken => 0,
             };
             let ropes = &self.engine.graph().ropes;
-            Decoder::turn(&mut self.state)?.begin(ropes, chunk.len(), wanted);
-            let output = Decoder::run(&mut self.state, chunk)?;
-            let logits = output
-                .to_plain_array_view::<f32>()
-                .map_err(ModelError::from)?;
-            // A graph that does not keep the last rows only computes all of them: the wanted are the last.
-            let logits = logits.as_slice().unwrap_or_default();
-            values.extend_from_slice(&logits[logits.len().saturating_sub(wanted * vocabulary)..]);
+            Decoder::turn(&mut self.state)?.begin(ropes, chunk.len(), wanted)?;
+            let output = Decoder::run(&mut self.state, chunk)?.into_arc_tensor();
             Decoder::turn(&mut self.state)?.cache.advance(chunk.len());
             self.tokens.extend_from_slice(chunk);
+            let computed = Logits::computed(output, vocabulary);
+            if logits_for == LogitsFor::LastToken && computed.rows() == wanted {
+                last = Some(computed);
+                continue;
+            }
+            last = None;
+            // A graph that does not keep the last rows only computes all of them: the wanted are the last.
+            let rows = computed.as_slice();
+            let unwanted = rows.len().saturating_sub(wanted * vocabulary);
+            values.extend_from_slice(rows.get(unwanted..).unwrap_or_default());
         }
-        Ok(())
+        Ok(match last {
+            Some(last) => last,
+            None => Logits::gathered(values, vocabulary),
+        })
     }
 
     /// Takes the time of every operator from now on; what was measured before is forgotten.
@@ -346,40 +353,5 @@ impl std::fmt::Debug for Session {
         f.debug_struct("Session")
             .field("len", &self.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl Logits {
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.values.len() / self.vocabulary
-    }
-
-    /// Number of columns.
-    pub fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
-    /// One row; `None` past the end.
-    pub fn row(&self, index: usize) -> Option<&[f32]> {
-        self.values.chunks_exact(self.vocabulary).nth(index)
-    }
-
-    /// The last row.
-    pub fn last(&self) -> &[f32] {
-        self.values
-            .chunks_exact(self.vocabulary)
-            .next_back()
-            .unwrap_or_default()
-    }
-
-    /// All rows, one after the other.
-    pub fn as_slice(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// All rows, one after the other.
-    pub fn into_vec(self) -> Vec<f32> {
-        self.values
     }
 }

@@ -2,6 +2,7 @@
 
 use super::steps::{Step, Sum};
 use super::turn::Turn;
+use super::value_pool::Slot;
 use crate::bundle::Bundle;
 use crate::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
 use niwaki_kernels::{
@@ -9,9 +10,10 @@ use niwaki_kernels::{
 };
 use tract_core::internal::*;
 
-/// Computes the value of `step`: `[rows, width]`.
+/// Computes the value of `step`: the first columns of the tensor of its slot.
 pub(super) fn compute(
     step: &Step,
+    slot: Slot,
     bundle: &Bundle,
     kernels: &Kernels,
     turn: &mut Turn,
@@ -27,11 +29,12 @@ pub(super) fn compute(
         Op::LastRows => turn.wanted_rows.min(available),
         _ => available,
     };
-    let mut output = turn.values.take(rows, node.width)?;
+    let mut output = turn.values.take(slot, rows)?;
     let mut view = Arc::get_mut(&mut output)
         .context("a value in use")?
         .try_as_plain_ram_mut()?;
-    let mut out = RowsMut::contiguous(view.as_slice_mut::<f32>()?, rows, node.width);
+    ensure!(node.width <= slot.columns, "a value wider than its slot");
+    let mut out = RowsMut::new(view.as_slice_mut::<f32>()?, rows, slot.columns, node.width);
     let out = &mut out;
     match &node.op {
         Op::Embed { table, scale } => {
@@ -176,7 +179,7 @@ pub(super) fn compute(
             }
         }
     }
-    turn.values.keep(output.clone());
+    turn.values.keep(slot, output.clone());
     Ok(output)
 }
 

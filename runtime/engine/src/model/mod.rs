@@ -4,10 +4,11 @@ mod compute;
 mod operator;
 mod profile;
 mod steps;
+#[cfg(test)]
+mod test_graphs;
 mod turn;
 mod value_pool;
 
 pub(crate) use operator::Decoder;
 pub use operator::ModelError;
 pub use profile::Profile;
-pub(crate) use turn::Turn;

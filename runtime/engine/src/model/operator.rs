@@ -3,9 +3,10 @@
 use super::compute::compute;
 use super::steps::{Step, steps};
 use super::turn::Turn;
-use super::value_pool::{Live, PoolColumns, pool_columns};
+use super::value_pool::{Live, PoolColumns, SharedSlot, Sharing, Slot, ValuePool};
 use crate::bundle::Bundle;
-use crate::graph::{Node, RowSet};
+use crate::graph::{Graph, RowSet};
+use crate::kv::KvCache;
 use niwaki_kernels::Kernels;
 use std::cell::RefCell;
 use std::fmt;
@@ -35,7 +36,7 @@ impl ModelError {
 /// A plan that computes logits from token ids. Shared by all sessions of an engine.
 pub(crate) struct Decoder {
     plan: Arc<TypedSimplePlan>,
-    pool_columns: PoolColumns,
+    slots: Arc<[SharedSlot]>,
 }
 
 /// Rows of values after the last rows were picked.
@@ -48,6 +49,8 @@ struct Operator {
     bundle: Arc<Bundle>,
     kernels: Arc<Kernels>,
     step: Step,
+    /// Where the value goes.
+    slot: Slot,
     /// Number of rows of the value, symbolic.
     rows: TDim,
 }
@@ -77,11 +80,17 @@ impl Decoder {
                 Some(RowSet::Wanted) => wanted.clone(),
                 _ => tokens.clone(),
             };
-            let fact = f32::fact([rows.clone(), node.width.to_dim()]);
+            // Known when the order is.
+            let slot = Slot {
+                index: 0,
+                columns: node.width,
+            };
+            let fact = f32::fact([rows.clone(), slot.columns.to_dim()]);
             let operator = Operator {
                 bundle: bundle.clone(),
                 kernels: kernels.clone(),
                 step,
+                slot,
                 rows,
             };
             // Not `wire_node`: it looks through all earlier names every time.
@@ -109,18 +118,38 @@ impl Decoder {
         let logits = tract_ids.get(graph.logits).copied().flatten();
         let logits = logits.context("no logits")?;
         model.select_output_outlets(&[logits])?;
-        let plan = TypedSimplePlan::new(model)?;
-        let live: Vec<Live> = plan
-            .order_without_consts()
+        let order = Self::operators(&model, &model.eval_order_opt_ram()?);
+        let live: Vec<Live> = order
             .iter()
-            .filter_map(|id| plan.model().node(*id).op_as::<Operator>())
-            .map(|operator| Live {
+            .map(|(_, operator)| Live {
                 step: operator.step,
                 wanted: operator.rows == wanted,
             })
             .collect();
-        let pool_columns = pool_columns(graph, &live);
-        Ok(Decoder { plan, pool_columns })
+        let sharing = Sharing::of(graph, &live);
+        let order: Vec<usize> = order.into_iter().map(|(id, _)| id).collect();
+        for (at, id) in order.iter().enumerate() {
+            let slot = sharing.slot(at).context("a value without memory")?;
+            let operator = model.node_mut(*id).op_as_mut::<Operator>();
+            let operator = operator.context("no operator")?;
+            operator.slot = slot;
+            let fact = f32::fact([operator.rows.clone(), slot.columns.to_dim()]);
+            model.set_outlet_fact(OutletId::new(*id, 0), fact)?;
+        }
+        let plan = TypedSimplePlan::new(model)?;
+        let planned = Self::operators(plan.model(), plan.order_without_consts());
+        ensure!(
+            planned.iter().map(|(id, _)| id).eq(&order),
+            "operators in another order than values share memory in"
+        );
+        let slots = sharing.slots;
+        Ok(Decoder { plan, slots })
+    }
+
+    /// The operators among `nodes`, with their nodes.
+    fn operators<'a>(model: &'a TypedModel, nodes: &[usize]) -> Vec<(usize, &'a Operator)> {
+        let operator = |id: &usize| Some((*id, model.node(*id).op_as::<Operator>()?));
+        nodes.iter().filter_map(operator).collect()
     }
 
     /// Number of operators that a run passes through.
@@ -130,11 +159,16 @@ impl Decoder {
 
     /// What a session's values take.
     pub(crate) fn pool_columns(&self) -> PoolColumns {
-        self.pool_columns
+        PoolColumns::of(&self.slots)
     }
 
-    /// A state to run the plan with, holding `turn`.
-    pub(crate) fn spawn(&self, turn: Turn) -> Result<TypedSimpleState, ModelError> {
+    /// A state to run the plan with, holding a turn with this cache.
+    pub(crate) fn spawn(
+        &self,
+        graph: &Graph,
+        cache: KvCache,
+    ) -> Result<TypedSimpleState, ModelError> {
+        let turn = Turn::new(graph, cache, ValuePool::new(self.slots.clone()));
         let mut state = self.plan.spawn().map_err(ModelError)?;
         state.turn_state.shared.insert(RefCell::new(turn));
         Ok(state)
@@ -165,16 +199,6 @@ impl Decoder {
             state.reset_turn().map_err(ModelError)?;
         }
         result.map_err(ModelError)
-    }
-}
-
-impl Operator {
-    /// The node whose value the operator computes.
-    fn node(&self) -> TractResult<&Node> {
-        let nodes = &self.bundle.graph().nodes;
-        nodes
-            .get(self.step.value())
-            .context("an operator without its node")
     }
 }
 
@@ -229,7 +253,14 @@ impl EvalOp for Operator {
             return Err(Cancelled.into());
         }
         let start = turn.profile.is_some().then(Instant::now);
-        let output = compute(&self.step, &self.bundle, &self.kernels, &mut turn, &inputs)?;
+        let output = compute(
+            &self.step,
+            self.slot,
+            &self.bundle,
+            &self.kernels,
+            &mut turn,
+            &inputs,
+        )?;
         if let (Some(start), Some(profile)) = (start, &mut turn.profile) {
             profile.add_node(self.step.node, start.elapsed());
         }
@@ -241,7 +272,7 @@ impl TypedOp for Operator {
     fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         Ok(tvec!(f32::fact([
             self.rows.clone(),
-            self.node()?.width.to_dim()
+            self.slot.columns.to_dim()
         ])))
     }
 

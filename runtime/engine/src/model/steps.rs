@@ -153,71 +153,7 @@ impl Readers {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::graph::{Activation, Node, NormKind};
-
-    const WIDTH: usize = 8;
-
-    /// Nodes of one width, from operators and the nodes they read.
-    fn graph(nodes: &[(Op, &[usize])]) -> Graph {
-        let nodes: Vec<Node> = nodes
-            .iter()
-            .map(|(op, inputs)| Node {
-                name: String::new(),
-                op: op.clone(),
-                inputs: inputs
-                    .iter()
-                    .map(|node| Columns {
-                        node: *node,
-                        offset: 0,
-                        width: WIDTH,
-                    })
-                    .collect(),
-                width: WIDTH,
-            })
-            .collect();
-        Graph {
-            vocabulary: WIDTH,
-            context_tokens: 1,
-            layers: vec![],
-            ropes: vec![],
-            logits: nodes.len() - 1,
-            nodes,
-        }
-    }
-
-    fn embed() -> Op {
-        Op::Embed {
-            table: 0,
-            scale: 1.0,
-        }
-    }
-
-    fn norm() -> Op {
-        Op::Norm {
-            kind: NormKind::Rms,
-            epsilon: 1e-5,
-            group: WIDTH,
-            weight: None,
-            bias: None,
-        }
-    }
-
-    fn linear() -> Op {
-        Op::Linear {
-            weight: 0,
-            bias: None,
-        }
-    }
-
-    fn gate() -> Op {
-        Op::Gate {
-            activation: Activation::Silu,
-        }
-    }
-
-    fn add(scale: f32) -> Op {
-        Op::Add { scale }
-    }
+    use crate::model::test_graphs::{add, embed, feed_forward, graph, linear, norm};
 
     /// Source, node and sum of each step.
     fn plan(graph: &Graph, quantized: bool) -> Vec<(Option<usize>, usize, Option<usize>)> {
@@ -232,19 +168,6 @@ mod tests {
             seen[step.value()] = true;
         }
         steps.iter().map(parts).collect()
-    }
-
-    /// A feed-forward block: 0 embeds, 1 normalises, 2 and 3 are gate and up, 5 comes down, 6 adds.
-    fn feed_forward() -> Graph {
-        graph(&[
-            (embed(), &[]),
-            (norm(), &[0]),
-            (linear(), &[1]),
-            (linear(), &[1]),
-            (gate(), &[2, 3]),
-            (linear(), &[4]),
-            (add(0.5), &[0, 5]),
-        ])
     }
 
     #[test]

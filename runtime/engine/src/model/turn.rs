@@ -1,5 +1,6 @@
 //! What the operators of one session share while a run of tokens passes through them.
 
+use super::operator::ModelError;
 use super::profile::Profile;
 use super::value_pool::ValuePool;
 use crate::engine::Cancellation;
@@ -35,7 +36,7 @@ struct Angles {
 }
 
 impl Turn {
-    pub(crate) fn new(graph: &Graph, cache: KvCache) -> Turn {
+    pub(super) fn new(graph: &Graph, cache: KvCache, values: ValuePool) -> Turn {
         let angles = graph
             .ropes
             .iter()
@@ -52,7 +53,7 @@ impl Turn {
             quantized: QuantizedRows::new(),
             quantized_columns: None,
             attention: AttentionScratch::new(),
-            values: ValuePool::default(),
+            values,
             profile: None,
             cancellation: None,
             angles,
@@ -60,14 +61,20 @@ impl Turn {
     }
 
     /// Prepares a run of `tokens` tokens after those in the cache.
-    pub(crate) fn begin(&mut self, ropes: &[RopeTable], tokens: usize, wanted_rows: usize) {
+    pub(crate) fn begin(
+        &mut self,
+        ropes: &[RopeTable],
+        tokens: usize,
+        wanted_rows: usize,
+    ) -> Result<(), ModelError> {
         self.wanted_rows = wanted_rows;
         self.quantized_columns = None;
-        self.values.prepare(tokens, wanted_rows);
+        self.values.prepare(tokens, wanted_rows.min(tokens))?;
         let first = self.cache.len();
         for (angles, rope) in self.angles.iter_mut().zip(ropes) {
             angles.compute(rope, first, tokens);
         }
+        Ok(())
     }
 
     /// The angles of one rotary table at the positions of this run.

@@ -36,6 +36,7 @@ fn in_order() {
 }
 
 /// Writes `G` groups, `group_bytes` apart, for `M` activation rows to `out`, group after group in each row.
+/// `ahead` is how far behind these weights those lie that will be needed next, or 0 if they need not be fetched.
 ///
 /// # Safety
 /// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
@@ -46,6 +47,7 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
     groups: *const u8,
     group_bytes: usize,
     blocks: usize,
+    ahead: usize,
     x: Activations<M>,
     bias: *const f32,
     out: [*mut f32; M],
@@ -63,6 +65,13 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
                 for line in 0..(G * tile_bytes).div_ceil(64) {
                     let ahead = weights[0].wrapping_add(PREFETCH_BYTES + 64 * line);
                     _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                }
+            } else if ahead != 0 {
+                for weights in weights {
+                    for line in 0..tile_bytes.div_ceil(64) {
+                        let ahead = weights.wrapping_add(ahead + 64 * line);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
                 }
             }
             // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
@@ -167,6 +176,12 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
         for row in rows.clone().step_by(M) {
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
             let blocks = scales.len();
+            // Memory delivers the next groups while the last rows meet these.
+            let ahead = if row + M == rows.end {
+                count * group_bytes
+            } else {
+                0
+            };
             // SAFETY: row `row + m`, which the caller promises to be there, follows `m` rows later.
             let activations = unsafe {
                 Activations {
@@ -179,9 +194,25 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
             unsafe {
                 outputs.put::<M>(group, count, row, |bias, out| {
                     if whole {
-                        tile::<INT4, G, M>(first, group_bytes, blocks, activations, bias, out);
+                        tile::<INT4, G, M>(
+                            first,
+                            group_bytes,
+                            blocks,
+                            ahead,
+                            activations,
+                            bias,
+                            out,
+                        );
                     } else {
-                        tile::<INT4, 1, M>(first, group_bytes, blocks, activations, bias, out);
+                        tile::<INT4, 1, M>(
+                            first,
+                            group_bytes,
+                            blocks,
+                            ahead,
+                            activations,
+                            bias,
+                            out,
+                        );
                     }
                 });
             }
