@@ -244,39 +244,59 @@ fn quantized<S: Simd>(simd: S, x: &[f32], inverse: f32) -> [u8; ROWS] {
 }
 
 /// Memory of one page, aligned to cache lines.
-#[derive(Clone, Debug)]
-pub struct KvPage(Vec<CacheLine>);
+#[derive(Debug)]
+pub struct KvPage {
+    /// The page begins with the first cache line. Aligned memory would begin with it, too, but glibc before 2.38
+    /// does not reuse what it gave back for as much of it again, and windows give back pages all the time.
+    bytes: Vec<u8>,
+    start: usize,
+    size_bytes: usize,
+}
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct CacheLine([u8; 64]);
+const CACHE_LINE_BYTES: usize = 64;
 
 impl KvPage {
-    /// A page of zeros of at least `size_bytes` bytes.
+    /// A page of zeros of `size_bytes` bytes.
     ///
     /// # Errors
     /// If the system has no memory.
     pub fn new(size_bytes: usize) -> Result<Self, TryReserveError> {
-        let lines = size_bytes.div_ceil(64);
-        let mut page = Vec::new();
-        page.try_reserve_exact(lines)?;
-        page.resize(lines, CacheLine([0; 64]));
-        Ok(Self(page))
+        let allocated = size_bytes.saturating_add(CACHE_LINE_BYTES - 1);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(allocated)?;
+        bytes.resize(allocated, 0);
+        let offset = bytes.as_ptr().align_offset(CACHE_LINE_BYTES);
+        Ok(Self {
+            start: offset.min(allocated - size_bytes),
+            bytes,
+            size_bytes,
+        })
+    }
+}
+
+impl Clone for KvPage {
+    fn clone(&self) -> Self {
+        // Another allocation, another distance to its first cache line.
+        let mut bytes = vec![0; self.bytes.len()];
+        let offset = bytes.as_ptr().align_offset(CACHE_LINE_BYTES);
+        let start = offset.min(bytes.len() - self.size_bytes);
+        bytes[start..][..self.size_bytes].copy_from_slice(self.as_ref());
+        Self {
+            bytes,
+            start,
+            size_bytes: self.size_bytes,
+        }
     }
 }
 
 impl AsRef<[u8]> for KvPage {
-    #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: a cache line is 64 bytes without padding, and the bytes live as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 64) }
+        &self.bytes[self.start..][..self.size_bytes]
     }
 }
 
 impl AsMut<[u8]> for KvPage {
-    #[allow(unsafe_code)]
     fn as_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `as_ref`; `self` is exclusively borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 64) }
+        &mut self.bytes[self.start..][..self.size_bytes]
     }
 }
