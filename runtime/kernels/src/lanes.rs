@@ -29,6 +29,31 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch(self, _bytes: &[u8]) {}
 
+    /// Whether fma takes a factor from a lane, so that [`add_four_columns`](Self::add_four_columns) saves
+    /// spreading each activation over a register.
+    const MULTIPLIES_BY_LANE: bool = false;
+
+    /// Adds the products of four columns of 16 weights (binary16 or binary32, one column after the other) and four
+    /// activations of each of `M` rows to `sums`, in ascending columns.
+    #[inline(always)]
+    fn add_four_columns<const F16: bool, const M: usize>(
+        self,
+        columns: &[u8],
+        x: [&[f32; 4]; M],
+        sums: &mut [Self::F; M],
+    ) {
+        for k in 0..4 {
+            let weights = if F16 {
+                self.load_f16(&columns.as_chunks::<32>().0[k])
+            } else {
+                self.load_f32(&columns.as_chunks::<64>().0[k])
+            };
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = weights.fma(self.splat(x[k]), *sum);
+            }
+        }
+    }
+
     /// Activation rows that a product of integers handles at once, 2, 4 or 8: as many as the registers
     /// hold.
     const BATCH: usize;

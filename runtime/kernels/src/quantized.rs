@@ -30,8 +30,8 @@ pub struct QuantizedRows {
 pub(crate) struct ActivationTile {
     /// `[octet of columns][row]`
     pub(crate) values: [[[i8; 8]; 4]; 4],
-    /// `[row]`
-    pub(crate) scales: [f32; 4],
+    /// `[pair of rows]`: those of (row 0, row 1, row 0, row 1), which is what products of pairs are multiplied by.
+    pub(crate) scales: [[f32; 4]; 2],
 }
 
 impl ActivationTile {
@@ -41,12 +41,15 @@ impl ActivationTile {
 
 impl QuantizedRows {
     /// Bytes that a block of [`ACTIVATION_BLOCK`] activations takes at most: the integers, a scale, a sum and
-    /// two half sums, and on some instruction sets integers and scale once more.
-    pub const BLOCK_BYTES: usize = if cfg!(target_arch = "aarch64") {
-        2 * (ACTIVATION_BLOCK + 4) + 3 * 4
-    } else {
-        ACTIVATION_BLOCK + 4 + 3 * 4
-    };
+    /// two half sums, and on some instruction sets what is interleaved.
+    pub const BLOCK_BYTES: usize = ACTIVATION_BLOCK
+        + 4
+        + 3 * 4
+        + if cfg!(target_arch = "aarch64") {
+            size_of::<ActivationTile>() / ActivationTile::ROWS
+        } else {
+            0
+        };
 
     /// An empty buffer.
     pub fn new() -> Self {
@@ -124,7 +127,8 @@ impl QuantizedRows {
                     for (rows, octet) in tile.values.iter_mut().zip(octets) {
                         rows[m] = *octet;
                     }
-                    tile.scales[m] = *scale;
+                    let scales = &mut tile.scales[m / 2];
+                    (scales[m % 2], scales[m % 2 + 2]) = (*scale, *scale);
                 }
             }
         }

@@ -214,12 +214,12 @@ unsafe fn add_eight_rows(
                 "scvtf ", $d, ".4s, ", $d, ".4s\n",
             )
         };
-        (product $a:literal $b:literal $first:literal, $c:literal $d:literal $second:literal) => {
+        (product $scales:literal, $a:literal $b:literal, $c:literal $d:literal) => {
             concat!(
-                "fmul ", $a, ".4s, v16.4s, v18.s[", $first, "]\n",
-                "fmul ", $b, ".4s, v17.4s, v18.s[", $first, "]\n",
-                "fmul ", $c, ".4s, v16.4s, v18.s[", $second, "]\n",
-                "fmul ", $d, ".4s, v17.4s, v18.s[", $second, "]\n",
+                "fmul ", $a, ".4s, v16.4s, ", $scales, ".s[0]\n",
+                "fmul ", $b, ".4s, v17.4s, ", $scales, ".s[0]\n",
+                "fmul ", $c, ".4s, v16.4s, ", $scales, ".s[1]\n",
+                "fmul ", $d, ".4s, v17.4s, ", $scales, ".s[1]\n",
             )
         };
         (add $($sum:literal += $dot:literal $scale:literal),+) => {
@@ -249,15 +249,15 @@ unsafe fn add_eight_rows(
             octet!("v24" "v25" "v26" "v27", "v18" "v19"),
             "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{tile}], #64",
             "ldp q16, q17, [{tile}], #{skip}",
-            "ldr q18, [{x}], #16",
+            "ldp q18, q19, [{x}], #32",
             octet!("v20" "v21" "v22" "v23", "v28" "v29"),
             octet!("v24" "v25" "v26" "v27", "v30" "v31"),
             "subs {count}, {count}, #1",
             // Eight of a kind, so that no core waits for a result.
             scale!(convert "v8" "v9" "v10" "v11"),
             scale!(convert "v12" "v13" "v14" "v15"),
-            scale!(product "v20" "v21" "0", "v22" "v23" "1"),
-            scale!(product "v24" "v25" "2", "v26" "v27" "3"),
+            scale!(product "v18", "v20" "v21", "v22" "v23"),
+            scale!(product "v19", "v24" "v25", "v26" "v27"),
             scale!(add "v0" += "v8" "v20", "v1" += "v9" "v21", "v2" += "v10" "v22", "v3" += "v11" "v23"),
             scale!(add "v4" += "v12" "v24", "v5" += "v13" "v25", "v6" += "v14" "v26", "v7" += "v15" "v27"),
             "b.ne 2b",
@@ -332,24 +332,21 @@ impl Products for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader) -> DotTile {
-        // SAFETY: the caller's promise.
+    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut DotTile) {
+        // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
-            let scales = tiles.row_scales();
-            let mut tile = DotTile([[scales[0], scales[1]], [scales[2], scales[3]]].map(
-                |scales| EightRows {
-                    weights: [[vdupq_n_s8(0); 2]; 8],
-                    scales,
-                },
-            ));
+            for (i, scales) in tiles.row_scales().into_iter().enumerate() {
+                (&raw mut (*out).0[i / 2].scales[i % 2]).write(scales);
+            }
             unrolled!(for octet in [0 1 2 3] {
                 let octets = tiles.signed_octet::<INT4>(octet % 2 == 1);
                 for (i, quad) in octets.into_iter().enumerate() {
-                    tile.0[0].weights[2 * octet + i] = [quad[0], quad[1]];
-                    tile.0[1].weights[2 * octet + i] = [quad[2], quad[3]];
+                    for (four_rows, weights) in quad.into_iter().enumerate() {
+                        let eight_rows = &raw mut (*out).0[four_rows / 2].weights;
+                        (&raw mut (*eight_rows)[2 * octet + i][four_rows % 2]).write(weights);
+                    }
                 }
             });
-            tile
         }
     }
 

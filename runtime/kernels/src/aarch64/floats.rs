@@ -23,6 +23,33 @@ macro_rules! neon {
 }
 
 impl Floats {
+    /// [`Simd::add_four_columns`](crate::lanes::Simd::add_four_columns) of all instruction sets.
+    #[inline(always)]
+    pub(super) fn add_four_columns<const F16: bool, const M: usize>(
+        columns: &[u8],
+        x: [&[f32; 4]; M],
+        sums: &mut [Floats; M],
+    ) {
+        // SAFETY: NEON is always there; each load is of four numbers.
+        let x = unsafe { x.map(|x| vld1q_f32(x.as_ptr())) };
+        macro_rules! column {
+            ($($k:literal)+) => {$(
+                let Floats(weights) = if F16 {
+                    Self::load_f16(&columns.as_chunks::<32>().0[$k])
+                } else {
+                    Self::load_f32(&columns.as_chunks::<64>().0[$k])
+                };
+                for (Floats(sums), x) in sums.iter_mut().zip(x) {
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        // SAFETY: NEON is always there.
+                        *sum = unsafe { vfmaq_laneq_f32::<$k>(*sum, weights, x) };
+                    }
+                }
+            )+};
+        }
+        column!(0 1 2 3);
+    }
+
     #[inline(always)]
     pub(super) fn splat(x: f32) -> Self {
         neon!(Self([vdupq_n_f32(x); 4]))

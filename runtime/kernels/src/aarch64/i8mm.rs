@@ -6,7 +6,7 @@
 use super::dotprod::{Dotprod, has_dotprod};
 use super::floats::{Floats, Ints};
 use super::products::{Activations, PANEL_ROWS, Products};
-use super::tiles::TileReader;
+use super::tiles::{TileReader, stored_apart};
 use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
 use crate::lanes::Simd;
@@ -130,8 +130,7 @@ unsafe fn add_eight_rows(
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{x}], #64",
             "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{tile}], #64",
             "ld1 {{v12.16b, v13.16b, v14.16b, v15.16b}}, [{x}], #64",
-            "ld1r {{v28.2d}}, [{x}], #8",
-            "ld1r {{v29.2d}}, [{x}], #8",
+            "ldp q28, q29, [{x}], #32",
             "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{tile}], #64",
             row_pair!("v24", "v16" "v17" "v18" "v19", "v0" "v1"),
             "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{tile}], #64",
@@ -177,32 +176,33 @@ impl Products for I8mm {
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader) -> PairTile {
-        // SAFETY: the caller's promise.
+    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut PairTile) {
+        // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
-            let row_scales = tiles.row_scales();
-            let mut tile = PairTile(
-                [EightRows {
-                    scales: [vdupq_n_f32(0.0); 4],
-                    weights: [[vdupq_n_s8(0); 4]; 4],
-                }; 2],
-            );
-            for (i, four) in row_scales.into_iter().enumerate() {
-                let scales = &mut tile.0[i / 2].scales;
-                scales[2 * (i % 2)] = vzip1q_f32(four, four);
-                scales[2 * (i % 2) + 1] = vzip2q_f32(four, four);
+            for (i, four) in tiles.row_scales().into_iter().enumerate() {
+                let four = vreinterpretq_s32_f32(four);
+                let scales = &raw mut (*out).0[i / 2].scales;
+                for (pair, scales_of_pair) in [vzip1q_s32(four, four), vzip2q_s32(four, four)]
+                    .into_iter()
+                    .enumerate()
+                {
+                    (&raw mut (*scales)[2 * (i % 2) + pair])
+                        .write(vreinterpretq_f32_s32(stored_apart(scales_of_pair)));
+                }
             }
             unrolled!(for octet in [0 1 2 3] {
                 let [first, last] = tiles.signed_octet::<INT4>(octet % 2 == 1);
                 for i in 0..4 {
                     let first = vreinterpretq_s32_s8(first[i]);
                     let last = vreinterpretq_s32_s8(last[i]);
-                    let weights = &mut tile.0[i / 2].weights;
-                    weights[2 * (i % 2)][octet] = vreinterpretq_s8_s32(vzip1q_s32(first, last));
-                    weights[2 * (i % 2) + 1][octet] = vreinterpretq_s8_s32(vzip2q_s32(first, last));
+                    let pairs = [vzip1q_s32(first, last), vzip2q_s32(first, last)];
+                    let weights = &raw mut (*out).0[i / 2].weights;
+                    for (pair, weights_of_pair) in pairs.into_iter().enumerate() {
+                        (&raw mut (*weights)[2 * (i % 2) + pair][octet])
+                            .write(vreinterpretq_s8_s32(stored_apart(weights_of_pair)));
+                    }
                 }
             });
-            tile
         }
     }
 

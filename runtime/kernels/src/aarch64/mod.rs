@@ -37,6 +37,18 @@ macro_rules! shared_methods {
             Floats::load_f16(bytes)
         }
 
+        const MULTIPLIES_BY_LANE: bool = true;
+
+        #[inline(always)]
+        fn add_four_columns<const F16: bool, const M: usize>(
+            self,
+            columns: &[u8],
+            x: [&[f32; 4]; M],
+            sums: &mut [Floats; M],
+        ) {
+            Floats::add_four_columns::<F16, M>(columns, x, sums);
+        }
+
         #[inline(always)]
         fn load_i8(self, bytes: &[u8; 16]) -> Ints {
             Ints::load_i8(bytes)

@@ -211,19 +211,18 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader) -> NeonTile {
-        // SAFETY: the caller's promise.
+    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut NeonTile) {
+        // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
-            let scales = tiles.row_scales();
-            let mut weights = [[vdupq_n_s8(0); 8]; 4];
+            (&raw mut (*out).scales).write(tiles.row_scales());
             unrolled!(for octet in [0 1 2 3] {
-                let [first, last] = tiles.signed_octet::<INT4>(octet % 2 == 1);
-                for four_rows in 0..4 {
-                    weights[four_rows][2 * octet] = first[four_rows];
-                    weights[four_rows][2 * octet + 1] = last[four_rows];
+                let octets = tiles.signed_octet::<INT4>(octet % 2 == 1);
+                for (i, quad) in octets.into_iter().enumerate() {
+                    for (four_rows, weights) in quad.into_iter().enumerate() {
+                        (&raw mut (*out).weights[four_rows][2 * octet + i]).write(weights);
+                    }
                 }
             });
-            NeonTile { scales, weights }
         }
     }
 

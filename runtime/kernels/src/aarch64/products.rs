@@ -59,11 +59,11 @@ pub(super) trait Products: Simd {
         sums: &mut Floats,
     );
 
-    /// Brings a tile into order.
+    /// Brings a tile into order, all of it where `out` points to.
     ///
     /// # Safety
-    /// The CPU must have the instructions; a tile must be readable.
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader) -> Self::Tile;
+    /// The CPU must have the instructions; a tile must be readable, and `out` be writable.
+    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut Self::Tile);
 
     /// Adds the products of four rows of activations and consecutive tiles, which `x` is at.
     ///
@@ -189,7 +189,7 @@ unsafe fn some_rows<P: Products, const INT4: bool>(
         let tiles = &mut panel[..PANEL_TILES.min(blocks - first)];
         for tile in &mut *tiles {
             // SAFETY: the loops go over `blocks` tiles; the instructions are the caller's promise.
-            tile.write(unsafe { P::unpack::<INT4>(&mut reader) });
+            unsafe { P::unpack::<INT4>(&mut reader, tile.as_mut_ptr()) };
         }
         // SAFETY: all were written.
         let tiles = unsafe { tiles.assume_init_ref() };

@@ -83,12 +83,13 @@ impl TileReader {
     ) -> [[int8x16_t; 4]; 2] {
         // SAFETY: passed on; NEON is always there.
         unsafe {
-            let octet = self.octet::<INT4>(odd);
+            let mut octet = self.octet::<INT4>(odd);
             if INT4 {
-                octet.map(|quad| quad.map(|weights| vsubq_s8(weights, vdupq_n_s8(8))))
-            } else {
-                octet
+                for weights in octet.as_flattened_mut() {
+                    *weights = vsubq_s8(*weights, vdupq_n_s8(8));
+                }
             }
+            octet
         }
     }
 
@@ -114,12 +115,26 @@ impl TileReader {
 /// The lower and the upper four bits of each byte.
 #[inline(always)]
 pub(super) fn split_nibbles(bytes: [int8x16_t; 4]) -> [[int8x16_t; 4]; 2] {
-    // SAFETY: NEON is always there.
-    unsafe {
-        let bytes = bytes.map(|bytes| vreinterpretq_u8_s8(bytes));
-        [
-            bytes.map(|bytes| vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)))),
-            bytes.map(|bytes| vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes))),
-        ]
+    // Not by `map`: it is left as a call.
+    let [mut lower, mut upper] = [bytes; 2];
+    for (lower, upper) in lower.iter_mut().zip(&mut upper) {
+        // SAFETY: NEON is always there.
+        unsafe {
+            let byte = vreinterpretq_u8_s8(*lower);
+            *lower = vreinterpretq_s8_u8(vandq_u8(byte, vdupq_n_u8(15)));
+            *upper = vreinterpretq_s8_u8(vshrq_n_u8::<4>(byte));
+        }
     }
+    [lower, upper]
+}
+
+/// Keeps the compiler from making one instruction of two zips and their stores: where what was zipped goes to
+/// different places it would store it once, and copy it from there.
+#[inline(always)]
+pub(super) fn stored_apart(mut zipped: int32x4_t) -> int32x4_t {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!("/* {0:v} */", inout(vreg) zipped, options(pure, nomem, nostack, preserves_flags));
+    }
+    zipped
 }

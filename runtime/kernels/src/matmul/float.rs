@@ -102,7 +102,15 @@ pub(crate) fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
     let rows = rows.map(|row| &row[..cols]);
     let groups = groups.map(|group| &group[..cols * ROWS * if F16 { 2 } else { 4 }]);
     let mut sums = [[simd.splat(0.0); M]; G];
-    for k in 0..cols {
+    let fours = if S::MULTIPLIES_BY_LANE { cols / 4 } else { 0 };
+    for four in 0..fours {
+        let x = rows.map(|row| &row.as_chunks::<4>().0[four]);
+        let bytes = 4 * ROWS * if F16 { 2 } else { 4 };
+        for (sums, group) in sums.iter_mut().zip(groups) {
+            simd.add_four_columns::<F16, M>(&group[four * bytes..][..bytes], x, sums);
+        }
+    }
+    for k in 4 * fours..cols {
         for (sums, group) in sums.iter_mut().zip(groups) {
             let weights = if F16 {
                 simd.load_f16(&group.as_chunks::<32>().0[k])
