@@ -83,13 +83,18 @@ impl TileReader {
     ) -> [[int8x16_t; 4]; 2] {
         // SAFETY: passed on; NEON is always there.
         unsafe {
-            let mut octet = self.octet::<INT4>(odd);
-            if INT4 {
-                for weights in octet.as_flattened_mut() {
-                    *weights = vsubq_s8(*weights, vdupq_n_s8(8));
+            let [[a, b, c, d], [e, f, g, h]] = self.octet::<INT4>(odd);
+            let signed = |weights| {
+                if INT4 {
+                    vsubq_s8(weights, vdupq_n_s8(8))
+                } else {
+                    weights
                 }
-            }
-            octet
+            };
+            [
+                [signed(a), signed(b), signed(c), signed(d)],
+                [signed(e), signed(f), signed(g), signed(h)],
+            ]
         }
     }
 
@@ -115,17 +120,34 @@ impl TileReader {
 /// The lower and the upper four bits of each byte.
 #[inline(always)]
 pub(super) fn split_nibbles(bytes: [int8x16_t; 4]) -> [[int8x16_t; 4]; 2] {
-    // Not by `map`: it is left as a call.
-    let [mut lower, mut upper] = [bytes; 2];
-    for (lower, upper) in lower.iter_mut().zip(&mut upper) {
-        // SAFETY: NEON is always there.
-        unsafe {
-            let byte = vreinterpretq_u8_s8(*lower);
-            *lower = vreinterpretq_s8_u8(vandq_u8(byte, vdupq_n_u8(15)));
-            *upper = vreinterpretq_s8_u8(vshrq_n_u8::<4>(byte));
-        }
-    }
-    [lower, upper]
+    // Written out: `map` is left as a call, and a loop is unrolled too late to stay in registers.
+    let [a, b, c, d] = bytes;
+    [
+        [
+            lower_nibbles(a),
+            lower_nibbles(b),
+            lower_nibbles(c),
+            lower_nibbles(d),
+        ],
+        [
+            upper_nibbles(a),
+            upper_nibbles(b),
+            upper_nibbles(c),
+            upper_nibbles(d),
+        ],
+    ]
+}
+
+#[inline(always)]
+fn lower_nibbles(bytes: int8x16_t) -> int8x16_t {
+    // SAFETY: NEON is always there.
+    unsafe { vandq_s8(bytes, vdupq_n_s8(15)) }
+}
+
+#[inline(always)]
+fn upper_nibbles(bytes: int8x16_t) -> int8x16_t {
+    // SAFETY: NEON is always there.
+    unsafe { vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(bytes))) }
 }
 
 /// Keeps the compiler from making one instruction of two zips and their stores: where what was zipped goes to
