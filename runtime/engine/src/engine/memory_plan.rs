@@ -13,6 +13,8 @@ const CHUNK_TOKENS: usize = 128;
 const ACTIVATIONS_TARGET_BYTES: usize = 64 << 20;
 /// Measured: the used part of a thread's stack, and its part of the allocator.
 const PER_THREAD_BYTES: u64 = 64 << 10;
+/// Measured: tables of addresses that the loader fills in, the program's and its libraries'.
+const PROGRAM_BYTES: u64 = 640 << 10;
 
 /// What kind of memory a part takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +132,7 @@ pub(super) fn memory_plan(
             backing: Backing::File,
             size_bytes: bundle.header().bundle_bytes,
         },
+        anonymous("program", PROGRAM_BYTES),
         anonymous("graph and plan", graph_bytes(bundle, graph, decoder)),
         anonymous(
             "tokenizer",
