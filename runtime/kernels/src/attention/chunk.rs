@@ -13,13 +13,15 @@ pub(super) struct Statistics<const M: usize> {
     pub(super) sum: [f32; M],
 }
 
-/// The two matrix products of a chunk, for one kind of stored numbers.
+/// The two matrix products of a chunk, for one kind of stored numbers. Each asks memory for the parts of `next`, what
+/// the next chunk has instead of its keys or values, while it computes with the same parts: all at once, they
+/// would be waited for.
 pub(super) trait Products {
     /// Dot products of the queries from `first` on with the keys of the visible slots, at least.
     fn scores<S: Simd, const M: usize>(
         &self,
         simd: S,
-        keys: &[u8],
+        keys_and_next: (&[u8], &[u8]),
         first: usize,
         visible: &Range<usize>,
         scores: &mut [[f32; PAGE_TOKENS]; M],
@@ -29,7 +31,7 @@ pub(super) trait Products {
     fn weigh<S: Simd, const M: usize>(
         &self,
         simd: S,
-        values: &[u8],
+        values_and_next: (&[u8], &[u8]),
         visible: &Range<usize>,
         weights: &[[f32; PAGE_TOKENS]; M],
         out: &mut [&mut [[f32; ROWS]]; M],
@@ -43,12 +45,13 @@ pub(super) fn attend<S: Simd, const M: usize>(
     options: &AttentionOptions,
     products: &impl Products,
     (keys, values): (&[u8], &[u8]),
+    (next_keys, next_values): (&[u8], &[u8]),
     first: usize,
     visible: &Range<usize>,
     out: &mut [&mut [[f32; ROWS]]; M],
 ) -> Statistics<M> {
     let mut scores = [[0.0; PAGE_TOKENS]; M];
-    products.scores(simd, keys, first, visible, &mut scores);
+    products.scores(simd, (keys, next_keys), first, visible, &mut scores);
     let mut statistics = Statistics {
         largest: [0.0; M],
         sum: [0.0; M],
@@ -56,7 +59,7 @@ pub(super) fn attend<S: Simd, const M: usize>(
     for (m, scores) in scores.iter_mut().enumerate() {
         (statistics.largest[m], statistics.sum[m]) = softmax(simd, options, visible, scores);
     }
-    products.weigh(simd, values, visible, &scores, out);
+    products.weigh(simd, (values, next_values), visible, &scores, out);
     statistics
 }
 

@@ -23,7 +23,7 @@ impl<const F16: bool> Products for Float<'_, F16> {
     fn scores<S: Simd, const M: usize>(
         &self,
         simd: S,
-        keys: &[u8],
+        (keys, next): (&[u8], &[u8]),
         first: usize,
         visible: &Range<usize>,
         scores: &mut [[f32; PAGE_TOKENS]; M],
@@ -32,14 +32,21 @@ impl<const F16: bool> Products for Float<'_, F16> {
         let group_bytes = queries[0].len() * ROWS * Self::NUMBER_BYTES;
         let groups = visible.start / ROWS..visible.end.div_ceil(ROWS);
         let mut scores = scores.each_mut().map(|scores| scores.as_chunks_mut().0);
-        products::<S, F16, M>(simd, keys, group_bytes, queries, groups, &mut scores);
+        products::<S, F16, M>(
+            simd,
+            (keys, next),
+            group_bytes,
+            queries,
+            groups,
+            &mut scores,
+        );
     }
 
     #[inline(always)]
     fn weigh<S: Simd, const M: usize>(
         &self,
         simd: S,
-        values: &[u8],
+        (values, next): (&[u8], &[u8]),
         visible: &Range<usize>,
         weights: &[[f32; PAGE_TOKENS]; M],
         out: &mut [&mut [[f32; ROWS]]; M],
@@ -48,7 +55,7 @@ impl<const F16: bool> Products for Float<'_, F16> {
         let values = &values[visible.start * ROWS * Self::NUMBER_BYTES..];
         let group_bytes = PAGE_TOKENS * ROWS * Self::NUMBER_BYTES;
         let groups = 0..out[0].len();
-        products::<S, F16, M>(simd, values, group_bytes, weights, groups, out);
+        products::<S, F16, M>(simd, (values, next), group_bytes, weights, groups, out);
     }
 }
 
@@ -56,7 +63,7 @@ impl<const F16: bool> Products for Float<'_, F16> {
 #[inline(always)]
 fn products<S: Simd, const F16: bool, const M: usize>(
     simd: S,
-    matrix: &[u8],
+    (matrix, next): (&[u8], &[u8]),
     group_bytes: usize,
     inputs: [&[f32]; M],
     groups: Range<usize>,
@@ -67,6 +74,9 @@ fn products<S: Simd, const F16: bool, const M: usize>(
     macro_rules! steps {
         ($g:literal) => {
             while groups.end - group >= $g {
+                if let Some(next) = next.get(group * group_bytes..(group + $g) * group_bytes) {
+                    simd.prefetch(next);
+                }
                 let bytes = from_fn(|g| &matrix[(group + g) * group_bytes..]);
                 let sums = chains::<S, F16, $g, M>(simd, bytes, inputs);
                 for (g, sums) in sums.into_iter().enumerate() {

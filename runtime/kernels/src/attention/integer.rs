@@ -22,7 +22,7 @@ impl Products for Integer<'_> {
     fn scores<S: Simd, const M: usize>(
         &self,
         simd: S,
-        keys: &[u8],
+        (keys, next): (&[u8], &[u8]),
         first: usize,
         visible: &Range<usize>,
         scores: &mut [[f32; PAGE_TOKENS]; M],
@@ -34,6 +34,9 @@ impl Products for Integer<'_> {
             let tiles = keys[group * group_bytes..][..group_bytes]
                 .as_chunks::<KEY_TILE_BYTES>()
                 .0;
+            if let Some(next) = next.get(group * group_bytes..(group + 1) * group_bytes) {
+                simd.prefetch(next);
+            }
             let mut sums = [simd.splat(0.0); M];
             for (block, tile) in tiles.iter().enumerate() {
                 let (key_scales, quants) = tile.split_at(KEY_TILE_BYTES - ROWS * ACTIVATION_BLOCK);
@@ -62,7 +65,7 @@ impl Products for Integer<'_> {
     fn weigh<S: Simd, const M: usize>(
         &self,
         simd: S,
-        values: &[u8],
+        (values, next): (&[u8], &[u8]),
         visible: &Range<usize>,
         weights: &[[f32; PAGE_TOKENS]; M],
         out: &mut [&mut [[f32; ROWS]]; M],
@@ -78,6 +81,9 @@ impl Products for Integer<'_> {
             [sums[0][m], sums[1][m]] = halves;
         }
         for (group, bytes) in values.as_chunks::<VALUE_GROUP_BYTES>().0.iter().enumerate() {
+            if let Some(next) = next.as_chunks::<VALUE_GROUP_BYTES>().0.get(group) {
+                simd.prefetch(next);
+            }
             // SAFETY: a group is 16 rows by 64 long, the quantized weights of each query 64.
             let (first, second) = unsafe {
                 let (first, second) = bytes.split_at(VALUE_GROUP_BYTES / 2);

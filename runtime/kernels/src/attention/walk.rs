@@ -159,12 +159,12 @@ impl Attend<'_> {
         let rows: [usize; TILE] = from_fn(|query| self.place(query).0);
         let rows = &rows[..count];
         for page in self.span.pages.clone() {
-            if page + 1 < self.span.pages.end {
-                let (keys, values) = self.head(page + 1);
-                simd.prefetch(keys);
-                simd.prefetch(values);
-            }
             let head = self.head(page);
+            let mut next = if page + 1 < self.span.pages.end {
+                self.head(page + 1)
+            } else {
+                (&[][..], &[][..])
+            };
             let mut query = 0;
             while query < count {
                 let visible = options.visible_slots(rows[query], page);
@@ -180,7 +180,8 @@ impl Attend<'_> {
                     macro_rules! step {
                         ($m:literal) => {
                             self.step::<S, $m>(
-                                simd, products, head, page, query, &visible, chunks, &mut state,
+                                simd, products, head, next, page, query, &visible, chunks,
+                                &mut state,
                             )
                         };
                     }
@@ -190,6 +191,8 @@ impl Attend<'_> {
                         3 => step!(3),
                         _ => step!(4),
                     }
+                    // Once is enough.
+                    next = (&[], &[]);
                 }
                 query += at_once;
             }
@@ -214,6 +217,7 @@ impl Attend<'_> {
         simd: S,
         products: &impl Products,
         head: (&[u8], &[u8]),
+        next: (&[u8], &[u8]),
         page: usize,
         query: usize,
         visible: &Range<usize>,
@@ -238,8 +242,16 @@ impl Attend<'_> {
                 out
             }),
         };
-        let statistics =
-            chunk::attend::<S, M>(simd, self.options, products, head, query, visible, &mut out);
+        let statistics = chunk::attend::<S, M>(
+            simd,
+            self.options,
+            products,
+            head,
+            next,
+            query,
+            visible,
+            &mut out,
+        );
         match self.target {
             Target::Outputs(_) => state.combine(simd, query, &statistics, chunks),
             Target::Partials(_) => {
