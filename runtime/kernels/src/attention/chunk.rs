@@ -38,14 +38,17 @@ pub(super) trait Products {
     );
 }
 
-/// What `M` queries from `first` on that see the same slots make of one head's keys and values.
+/// Keys and values of a head in a page.
+pub(super) type Head<'a> = (&'a [u8], &'a [u8]);
+
+/// What `M` queries from `first` on that see the same slots make of one head's keys and values; the second are those
+/// of the next page.
 #[inline(always)]
 pub(super) fn attend<S: Simd, const M: usize>(
     simd: S,
     options: &AttentionOptions,
     products: &impl Products,
-    (keys, values): (&[u8], &[u8]),
-    (next_keys, next_values): (&[u8], &[u8]),
+    [(keys, values), (next_keys, next_values)]: [Head<'_>; 2],
     first: usize,
     visible: &Range<usize>,
     out: &mut [&mut [[f32; ROWS]]; M],

@@ -1,7 +1,7 @@
 //! Walking the pages, and combining what the chunks give.
 
 use super::AttentionOptions;
-use super::chunk::{self, Products, Statistics};
+use super::chunk::{self, Head, Products, Statistics};
 use super::float::Float;
 use super::integer::Integer;
 use super::plan::{Span, TILE};
@@ -130,7 +130,7 @@ impl Attend<'_> {
 
     /// Keys and values of this task's head in a page.
     #[inline(always)]
-    fn head(&self, page: usize) -> (&[u8], &[u8]) {
+    fn head(&self, page: usize) -> Head<'_> {
         let page = self.pages.get(page).unwrap_or_default();
         self.options.kv.head(page, self.span.kv_head)
     }
@@ -180,7 +180,13 @@ impl Attend<'_> {
                     macro_rules! step {
                         ($m:literal) => {
                             self.step::<S, $m>(
-                                simd, products, head, next, page, query, &visible, chunks,
+                                simd,
+                                products,
+                                [head, next],
+                                page,
+                                query,
+                                &visible,
+                                chunks,
                                 &mut state,
                             )
                         };
@@ -216,8 +222,7 @@ impl Attend<'_> {
         &self,
         simd: S,
         products: &impl Products,
-        head: (&[u8], &[u8]),
-        next: (&[u8], &[u8]),
+        heads: [Head<'_>; 2],
         page: usize,
         query: usize,
         visible: &Range<usize>,
@@ -246,8 +251,7 @@ impl Attend<'_> {
             simd,
             self.options,
             products,
-            head,
-            next,
+            heads,
             query,
             visible,
             &mut out,
