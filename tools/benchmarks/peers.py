@@ -126,7 +126,7 @@ def main():
     own = {weights: own_figures(niwaki, models.bundle(weights), arguments.threads) for weights in arguments.weights}
 
     figures = report.Figures(medians(samples), own, arguments.weights, arguments.threads)
-    print(f"{models.shape.name}, medians of {arguments.repeats}, load average {os.getloadavg()[0]:.1f}")
+    print(f"{models.shape.name}, medians of {arguments.repeats} ({5 * arguments.repeats} starts), load average {os.getloadavg()[0]:.1f}")
     print(f"llama.cpp: {run(programs[1], '--system').strip()}\n")
     print(report.speeds(figures))
     print(report.goals(figures))
