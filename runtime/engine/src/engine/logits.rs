@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use tract_core::internal::Tensor;
+use tract_core::internal::{Tensor, TractResult};
 
 /// Next-token logits: `[rows, vocabulary]`.
 #[derive(Clone)]
@@ -25,10 +25,11 @@ impl Logits {
         Logits { values, vocabulary }
     }
 
-    /// Takes `[rows, vocabulary]` as it was computed.
-    pub(super) fn computed(values: Arc<Tensor>, vocabulary: usize) -> Logits {
+    /// Takes `[rows, vocabulary]` as it was computed, if it is numbers of this type in memory of this machine.
+    pub(super) fn computed(values: Arc<Tensor>, vocabulary: usize) -> TractResult<Logits> {
+        values.try_as_plain_ram()?.as_slice::<f32>()?;
         let values = Values::Computed(values);
-        Logits { values, vocabulary }
+        Ok(Logits { values, vocabulary })
     }
 
     /// Number of rows.
@@ -58,7 +59,7 @@ impl Logits {
     pub fn as_slice(&self) -> &[f32] {
         match &self.values {
             Values::Gathered(values) => values,
-            // A run computes numbers of this type, in memory of this machine.
+            // `computed` has looked.
             Values::Computed(tensor) => tensor
                 .try_as_plain_ram()
                 .and_then(|view| view.as_slice::<f32>())

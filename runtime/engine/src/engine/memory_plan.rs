@@ -39,7 +39,7 @@ pub struct MemoryPart {
 /// Peak memory of an engine with one session whose context is full, by part.
 ///
 /// Logits that a caller asks for and keeps are the caller's, and so are further sessions: each takes the
-/// keys and values, activations and scratch again.
+/// keys and values, activations, logits of one token and scratch again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The parts.

@@ -265,9 +265,9 @@ impl Session {
             let ropes = &self.engine.graph().ropes;
             Decoder::turn(&mut self.state)?.begin(ropes, chunk.len(), wanted)?;
             let output = Decoder::run(&mut self.state, chunk)?.into_arc_tensor();
+            let computed = Logits::computed(output, vocabulary).map_err(ModelError::from)?;
             Decoder::turn(&mut self.state)?.cache.advance(chunk.len());
             self.tokens.extend_from_slice(chunk);
-            let computed = Logits::computed(output, vocabulary);
             if logits_for == LogitsFor::LastToken && computed.rows() == wanted {
                 last = Some(computed);
                 continue;

@@ -68,9 +68,10 @@ impl ValuePool {
     pub(super) fn take(&mut self, slot: Slot, rows: usize) -> TractResult<Arc<Tensor>> {
         let shape = [rows, slot.columns];
         let free = |tensor: &Arc<Tensor>| Arc::strong_count(tensor) == 1 && tensor.shape() == shape;
-        match self.tensors.get_mut(slot.index).and_then(Option::take) {
-            Some(tensor) if free(&tensor) => Ok(tensor),
-            _ => Ok(Arc::new(Tensor::zero::<f32>(&shape)?)),
+        let kept = self.tensors.get_mut(slot.index).and_then(Option::take);
+        match kept.filter(free) {
+            Some(tensor) => Ok(tensor),
+            None => Ok(Arc::new(Tensor::zero::<f32>(&shape)?)),
         }
     }
 

@@ -71,6 +71,8 @@ impl Products for Integer<'_> {
         out: &mut [&mut [[f32; ROWS]]; M],
     ) {
         let (values, value_scales) = values.split_at(values.len() - VALUE_SCALES_BYTES);
+        // What the next chunk reads first.
+        simd.prefetch(next.get(values.len()..).unwrap_or_default());
         let mut quants = [[[0; ROWS]; PAGE_TOKENS / ROWS]; M];
         let mut sums = [[0; M]; 2];
         let mut scales = [0.0; M];

@@ -37,6 +37,7 @@ fn in_order() {
 
 /// Writes `G` groups, `group_bytes` apart, for `M` activation rows to `out`, group after group in each row.
 /// `ahead` is how far behind these weights those lie that will be needed next, or 0 if they need not be fetched.
+/// A single row fetches its own weights ahead instead.
 ///
 /// # Safety
 /// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
