@@ -265,27 +265,26 @@ impl KvPage {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(allocated)?;
         bytes.resize(allocated, 0);
+        Ok(Self::within(bytes, size_bytes))
+    }
+
+    /// The page in `bytes`, which are a cache line less one byte longer.
+    fn within(bytes: Vec<u8>, size_bytes: usize) -> Self {
         let offset = bytes.as_ptr().align_offset(CACHE_LINE_BYTES);
-        Ok(Self {
-            start: offset.min(allocated - size_bytes),
+        Self {
+            start: offset.min(bytes.len() - size_bytes),
             bytes,
             size_bytes,
-        })
+        }
     }
 }
 
 impl Clone for KvPage {
     fn clone(&self) -> Self {
         // Another allocation, another distance to its first cache line.
-        let mut bytes = vec![0; self.bytes.len()];
-        let offset = bytes.as_ptr().align_offset(CACHE_LINE_BYTES);
-        let start = offset.min(bytes.len() - self.size_bytes);
-        bytes[start..][..self.size_bytes].copy_from_slice(self.as_ref());
-        Self {
-            bytes,
-            start,
-            size_bytes: self.size_bytes,
-        }
+        let mut page = Self::within(vec![0; self.bytes.len()], self.size_bytes);
+        page.as_mut().copy_from_slice(self.as_ref());
+        page
     }
 }
 

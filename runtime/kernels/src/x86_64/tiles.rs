@@ -174,6 +174,11 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
         let first = bytes[group * group_bytes..].as_ptr();
         let whole = group + G <= groups;
         let count = if whole { G } else { 1 };
+        let tile = if whole {
+            tile::<INT4, G, M>
+        } else {
+            tile::<INT4, 1, M>
+        };
         for row in rows.clone().step_by(M) {
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
             let blocks = scales.len();
@@ -194,27 +199,7 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
             // SAFETY: the caller's promises: the groups have the columns of `x`.
             unsafe {
                 outputs.put::<M>(group, count, row, |bias, out| {
-                    if whole {
-                        tile::<INT4, G, M>(
-                            first,
-                            group_bytes,
-                            blocks,
-                            ahead,
-                            activations,
-                            bias,
-                            out,
-                        );
-                    } else {
-                        tile::<INT4, 1, M>(
-                            first,
-                            group_bytes,
-                            blocks,
-                            ahead,
-                            activations,
-                            bias,
-                            out,
-                        );
-                    }
+                    tile(first, group_bytes, blocks, ahead, activations, bias, out);
                 });
             }
         }
