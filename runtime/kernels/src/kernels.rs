@@ -404,13 +404,15 @@ impl Kernels {
             let products = 2 * PAGE_TOKENS * head_dim;
             let per_task = PRODUCTS_PER_TASK.div_ceil(tasks.visits_per_task() * products.max(1));
             self.pool.run(tasks.len().div_ceil(per_task), |task| {
-                for task in task * per_task..((task + 1) * per_task).min(tasks.len()) {
-                    let span = tasks.get(options, task);
+                let spans = task * per_task..((task + 1) * per_task).min(tasks.len());
+                let mut spans = spans.map(|task| tasks.get(options, task)).peekable();
+                while let Some(span) = spans.next() {
                     let task = Attend {
                         options,
                         queries,
                         pages,
                         span,
+                        next: spans.peek().cloned(),
                         target,
                     };
                     task.run_on(self.isa);

@@ -25,9 +25,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 signed bytes.
     fn load_i8(self, bytes: &[u8; 16]) -> Self::I;
 
-    /// Asks for bytes that are needed soon. Where the hardware sees that by itself, it does nothing.
+    /// Asks for the cache lines of bytes that are needed soon, which may lie anywhere. Where the hardware sees that by
+    /// itself, it does nothing.
     #[inline(always)]
-    fn prefetch(self, _bytes: &[u8]) {}
+    fn prefetch(self, _start: *const u8, _size_bytes: usize) {}
 
     /// Whether fma takes a factor from a lane, so that [`add_four_columns`](Self::add_four_columns) saves
     /// spreading each activation over a register.

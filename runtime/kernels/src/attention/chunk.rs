@@ -41,8 +41,8 @@ pub(super) trait Products {
 /// Keys and values of a head in a page.
 pub(super) type Head<'a> = (&'a [u8], &'a [u8]);
 
-/// What `M` queries from `first` on that see the same slots make of one head's keys and values; the second are those
-/// of the next page.
+/// What `M` queries from `first` on that see the same slots make of one head's keys and values; the second are
+/// those of the next chunk, or empty.
 #[inline(always)]
 pub(super) fn attend<S: Simd, const M: usize>(
     simd: S,

@@ -34,11 +34,11 @@ impl Products for Integer<'_> {
             let tiles = keys[group * group_bytes..][..group_bytes]
                 .as_chunks::<KEY_TILE_BYTES>()
                 .0;
-            if let Some(next) = next.get(group * group_bytes..(group + 1) * group_bytes) {
-                simd.prefetch(next);
-            }
             let mut sums = [simd.splat(0.0); M];
             for (block, tile) in tiles.iter().enumerate() {
+                if let Some(next) = next.get(group * group_bytes + block * KEY_TILE_BYTES..) {
+                    simd.prefetch(next.as_ptr(), KEY_TILE_BYTES);
+                }
                 let (key_scales, quants) = tile.split_at(KEY_TILE_BYTES - ROWS * ACTIVATION_BLOCK);
                 let key_scales = simd.load_f32(&key_scales.as_chunks().0[0]);
                 let query_sums = from_fn(|m| queries.sums(first + m)[block]);
@@ -72,7 +72,9 @@ impl Products for Integer<'_> {
     ) {
         let (values, value_scales) = values.split_at(values.len() - VALUE_SCALES_BYTES);
         // What the next chunk reads first.
-        simd.prefetch(next.get(values.len()..).unwrap_or_default());
+        if let Some(next) = next.get(values.len()..) {
+            simd.prefetch(next.as_ptr(), VALUE_SCALES_BYTES);
+        }
         let mut quants = [[[0; ROWS]; PAGE_TOKENS / ROWS]; M];
         let mut sums = [[0; M]; 2];
         let mut scales = [0.0; M];
@@ -83,8 +85,8 @@ impl Products for Integer<'_> {
             [sums[0][m], sums[1][m]] = halves;
         }
         for (group, bytes) in values.as_chunks::<VALUE_GROUP_BYTES>().0.iter().enumerate() {
-            if let Some(next) = next.as_chunks::<VALUE_GROUP_BYTES>().0.get(group) {
-                simd.prefetch(next);
+            if let Some(next) = next.get(group * VALUE_GROUP_BYTES..) {
+                simd.prefetch(next.as_ptr(), VALUE_GROUP_BYTES);
             }
             // SAFETY: a group is 16 rows by 64 long, the quantized weights of each query 64.
             let (first, second) = unsafe {

@@ -49,6 +49,8 @@ pub(crate) struct Attend<'a> {
     pub(crate) queries: &'a Rows<'a>,
     pub(crate) pages: &'a dyn Pages,
     pub(crate) span: Span,
+    /// What the same thread computes after it.
+    pub(crate) next: Option<Span>,
     pub(crate) target: Target<'a>,
 }
 
@@ -128,11 +130,21 @@ impl Attend<'_> {
         &self.queries.row(row)[head * head_dim..][..head_dim]
     }
 
-    /// Keys and values of this task's head in a page.
+    /// Keys and values of a head in a page.
     #[inline(always)]
-    fn head(&self, page: usize) -> Head<'_> {
+    fn head(&self, kv_head: usize, page: usize) -> Head<'_> {
         let page = self.pages.get(page).unwrap_or_default();
-        self.options.kv.head(page, self.span.kv_head)
+        self.options.kv.head(page, kv_head)
+    }
+
+    /// Keys and values that follow those of this task's `page`, here or in the next task.
+    #[inline(always)]
+    fn following(&self, page: usize) -> Head<'_> {
+        match &self.next {
+            _ if page + 1 < self.span.pages.end => self.head(self.span.kv_head, page + 1),
+            Some(next) if !next.pages.is_empty() => self.head(next.kv_head, next.pages.start),
+            _ => (&[], &[]),
+        }
     }
 
     #[inline(always)]
@@ -159,12 +171,8 @@ impl Attend<'_> {
         let rows: [usize; TILE] = from_fn(|query| self.place(query).0);
         let rows = &rows[..count];
         for page in self.span.pages.clone() {
-            let head = self.head(page);
-            let mut next = if page + 1 < self.span.pages.end {
-                self.head(page + 1)
-            } else {
-                (&[][..], &[][..])
-            };
+            let head = self.head(self.span.kv_head, page);
+            let mut next = self.following(page);
             let mut query = 0;
             while query < count {
                 let visible = options.visible_slots(rows[query], page);

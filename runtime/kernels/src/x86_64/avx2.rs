@@ -104,8 +104,8 @@ impl Simd for Avx2 {
     const BATCH: usize = 4;
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        super::prefetch(bytes);
+    fn prefetch(self, start: *const u8, size_bytes: usize) {
+        super::prefetch(start, size_bytes);
     }
 
     #[inline(always)]

@@ -75,8 +75,8 @@ impl Simd for Avx512 {
     const BATCH: usize = 8;
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        super::prefetch(bytes);
+    fn prefetch(self, start: *const u8, size_bytes: usize) {
+        super::prefetch(start, size_bytes);
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ use std::ops::Range;
 const RESIDENT_BYTES: usize = 384 * 1024;
 
 /// How far ahead of a single row's product the weights are fetched from memory, which is what limits it.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: usize = 8192;
 
 /// `M` activation rows.
 #[derive(Clone, Copy)]
@@ -63,16 +63,10 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
         unsafe {
             let weights: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * tile_bytes));
             if M == 1 {
-                for line in 0..(G * tile_bytes).div_ceil(64) {
-                    let ahead = weights[0].wrapping_add(PREFETCH_BYTES + 64 * line);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                }
+                super::prefetch(weights[0].wrapping_add(PREFETCH_BYTES), G * tile_bytes);
             } else if ahead != 0 {
                 for weights in weights {
-                    for line in 0..tile_bytes.div_ceil(64) {
-                        let ahead = weights.wrapping_add(ahead + 64 * line);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
+                    super::prefetch(weights.wrapping_add(ahead), tile_bytes);
                 }
             }
             // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
