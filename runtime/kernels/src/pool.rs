@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// within a few microseconds; waking a thread costs more than that.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// How often a thread that spins looks before it offers its CPU to others: a few microseconds.
+const SPINS_PER_YIELD: u32 = 128;
+
 /// A fixed set of threads.
 ///
 /// Between jobs a worker looks for the next one for 100 microseconds, then it sleeps: it neither misses a token
@@ -219,10 +222,11 @@ impl Shared {
         let mut spins = 0u32;
         while self.state.load(Ordering::Acquire) & JOINED != 0 {
             spins += 1;
-            if spins < 2000 {
-                std::hint::spin_loop()
+            if spins.is_multiple_of(SPINS_PER_YIELD) {
+                // As in `next_job`.
+                std::thread::yield_now();
             } else {
-                std::thread::yield_now()
+                std::hint::spin_loop();
             }
         }
     }
@@ -303,7 +307,7 @@ impl Shared {
         };
         let start = Instant::now();
         loop {
-            for _ in 0..64 {
+            for _ in 0..SPINS_PER_YIELD {
                 if self.stop.load(Ordering::Acquire) {
                     return None;
                 }
@@ -315,6 +319,8 @@ impl Shared {
             if start.elapsed() > SPIN {
                 break;
             }
+            // The thread that makes the work may have no other CPU than this one.
+            std::thread::yield_now();
         }
         let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);

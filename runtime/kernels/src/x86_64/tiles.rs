@@ -20,6 +20,42 @@ const RESIDENT_BYTES: usize = 384 * 1024;
 /// How far ahead of a single row's product the weights are fetched from memory, which is what limits it.
 const PREFETCH_BYTES: usize = 8192;
 
+/// Tiles of activation rows that fetch the next groups while they meet these, each a part: the last ones, at most.
+const FETCHING_TILES: usize = 4;
+
+/// What memory is asked for meanwhile: a block of weights at every `2^shift`-th block.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// From these weights to the first of those blocks.
+    distance_bytes: usize,
+    shift: u32,
+}
+
+impl Ahead {
+    /// A single tile's own weights.
+    const STREAM: Self = Self {
+        distance_bytes: PREFETCH_BYTES,
+        shift: 0,
+    };
+
+    /// For one of `tiles` tiles of activation rows, which `left` others follow: a part of the groups that lie
+    /// `next_bytes` behind these.
+    fn next_groups(tiles: usize, left: usize, next_bytes: usize, group_bytes: usize) -> Self {
+        let shift = tiles.min(FETCHING_TILES).ilog2();
+        match ((1 << shift) - 1usize).checked_sub(left) {
+            Some(part) => Self {
+                distance_bytes: next_bytes + part * (group_bytes >> shift),
+                shift,
+            },
+            // Nothing but the block at hand.
+            None => Self {
+                distance_bytes: 0,
+                shift: usize::BITS - 1,
+            },
+        }
+    }
+}
+
 /// `M` activation rows.
 #[derive(Clone, Copy)]
 struct Activations<const M: usize> {
@@ -36,8 +72,6 @@ fn in_order() {
 }
 
 /// Writes `G` groups, `group_bytes` apart, for `M` activation rows to `out`, group after group in each row.
-/// `ahead` is how far behind these weights those lie that will be needed next, or 0 if they need not be fetched.
-/// A single row fetches its own weights ahead instead.
 ///
 /// # Safety
 /// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
@@ -48,7 +82,7 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
     groups: *const u8,
     group_bytes: usize,
     blocks: usize,
-    ahead: usize,
+    ahead: Ahead,
     x: Activations<M>,
     bias: *const f32,
     out: [*mut f32; M],
@@ -62,11 +96,10 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
         // SAFETY: the caller's promise; a prefetch may go anywhere.
         unsafe {
             let weights: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * tile_bytes));
-            if M == 1 {
-                super::prefetch(weights[0].wrapping_add(PREFETCH_BYTES), G * tile_bytes);
-            } else if ahead != 0 {
-                for weights in weights {
-                    super::prefetch(weights.wrapping_add(ahead), tile_bytes);
+            if block & ((1 << ahead.shift) - 1) == 0 {
+                let offset = ahead.distance_bytes + (block >> ahead.shift) * tile_bytes;
+                for g in 0..G {
+                    super::prefetch(groups.wrapping_add(g * group_bytes + offset), tile_bytes);
                 }
             }
             // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
@@ -176,11 +209,11 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
         for row in rows.clone().step_by(M) {
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
             let blocks = scales.len();
-            // Memory delivers the next groups while the last rows meet these.
-            let ahead = if row + M == rows.end {
-                count * group_bytes
+            let ahead = if M == 1 {
+                Ahead::STREAM
             } else {
-                0
+                let left = (rows.end - row) / M - 1;
+                Ahead::next_groups(rows.len() / M, left, count * group_bytes, group_bytes)
             };
             // SAFETY: row `row + m`, which the caller promises to be there, follows `m` rows later.
             let activations = unsafe {
