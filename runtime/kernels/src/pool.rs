@@ -1,6 +1,9 @@
 //! Threads that share the tasks of one kernel.
 #![allow(unsafe_code)]
 
+mod ahead;
+
+use ahead::{Ahead, Cursor};
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -40,6 +43,8 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// The tasks of each thread, the caller's first.
     queues: Box<[Queue]>,
+    /// What a job after this one reads.
+    ahead: Ahead,
     panicked: AtomicBool,
     stop: AtomicBool,
     /// Threads that sleep or are about to.
@@ -125,6 +130,7 @@ impl ThreadPool {
             queues: (0..threads.max(1))
                 .map(|_| Queue(AtomicU64::new(0)))
                 .collect(),
+            ahead: Ahead::default(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -150,6 +156,15 @@ impl ThreadPool {
     /// Threads that share a job, the caller's among them.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Says what the job after the next one will read: threads that wait for it fetch the beginning of their share
+    /// into their caches meanwhile. The `items` of `item_bytes` bytes each from the start of `bytes` on are shared out
+    /// as tasks are.
+    pub(crate) fn announce(&self, bytes: &[u8], items: usize, item_bytes: usize) {
+        if !self.workers.is_empty() {
+            self.shared.ahead.set(bytes, items, item_bytes);
+        }
     }
 
     /// Calls `task` with each number below `tasks`, in any order, on several threads; returns when all
@@ -261,7 +276,8 @@ impl Shared {
     /// The life of a worker.
     fn work(&self, thread: usize) {
         let mut seen = 0;
-        while let Some(state) = self.next_job(seen) {
+        let mut cursor = Cursor::default();
+        while let Some(state) = self.next_job(seen, || cursor.fetch()) {
             seen = state >> 32;
             if !self.join(state) {
                 continue;
@@ -277,6 +293,7 @@ impl Shared {
                 self.panicked.store(true, Ordering::Relaxed);
             }
             self.state.fetch_sub(1, Ordering::Release);
+            cursor.follow(&self.ahead, thread, self.queues.len());
         }
     }
 
@@ -299,8 +316,9 @@ impl Shared {
         }
     }
 
-    /// The state of a job newer than `seen`: spins, then sleeps. `None` when the pool is dropped.
-    fn next_job(&self, seen: u64) -> Option<u64> {
+    /// The state of a job newer than `seen`: spins, then sleeps. `None` when the pool is dropped. While it spins it
+    /// calls `meanwhile`, which says whether there was something to do.
+    fn next_job(&self, seen: u64, mut meanwhile: impl FnMut() -> bool) -> Option<u64> {
         let fresh = || {
             let state = self.state.load(Ordering::SeqCst);
             (state >> 32 != seen).then_some(state)
@@ -314,7 +332,9 @@ impl Shared {
                 if let Some(state) = fresh() {
                     return Some(state);
                 }
-                std::hint::spin_loop();
+                if !meanwhile() {
+                    std::hint::spin_loop();
+                }
             }
             if start.elapsed() > SPIN {
                 break;

@@ -5,7 +5,7 @@ use super::steps::{Step, steps};
 use super::turn::Turn;
 use super::value_pool::{Live, PoolColumns, SharedSlot, Sharing, Slot, ValuePool};
 use crate::bundle::Bundle;
-use crate::graph::{Graph, RowSet};
+use crate::graph::{Graph, MatrixId, Op as GraphOp, RowSet};
 use crate::kv::KvCache;
 use niwaki_kernels::Kernels;
 use std::cell::RefCell;
@@ -53,6 +53,8 @@ struct Operator {
     slot: Slot,
     /// Number of rows of the value, symbolic.
     rows: TDim,
+    /// Of a matrix product: the matrix of the one after it.
+    next_matrix: Option<MatrixId>,
 }
 
 impl Decoder {
@@ -92,6 +94,7 @@ impl Decoder {
                 step,
                 slot,
                 rows,
+                next_matrix: None,
             };
             // Not `wire_node`: it looks through all earlier names every time.
             let id = model.add_node(
@@ -127,12 +130,29 @@ impl Decoder {
             })
             .collect();
         let sharing = Sharing::of(graph, &live);
+        let products: Vec<Option<MatrixId>> = live
+            .iter()
+            .map(|live| match graph.nodes.get(live.step.node)?.op {
+                GraphOp::Linear { weight, .. } => Some(weight),
+                _ => None,
+            })
+            .collect();
+        // The next token begins with the first again.
+        let mut next_matrix = products.iter().copied().flatten().next();
+        let mut next_matrices = vec![None; products.len()];
+        for (next, product) in next_matrices.iter_mut().zip(&products).rev() {
+            if product.is_some() {
+                *next = next_matrix;
+                next_matrix = *product;
+            }
+        }
         let order: Vec<usize> = order.into_iter().map(|(id, _)| id).collect();
         for (at, id) in order.iter().enumerate() {
             let slot = sharing.slot(at).context("a value without memory")?;
             let operator = model.node_mut(*id).op_as_mut::<Operator>();
             let operator = operator.context("no operator")?;
             operator.slot = slot;
+            operator.next_matrix = next_matrices.get(at).copied().flatten();
             let fact = f32::fact([operator.rows.clone(), slot.columns.to_dim()]);
             model.set_outlet_fact(OutletId::new(*id, 0), fact)?;
         }
@@ -251,6 +271,9 @@ impl EvalOp for Operator {
             && !cancellation.begin_operator()
         {
             return Err(Cancelled.into());
+        }
+        if let Some(matrix) = self.next_matrix.and_then(|id| self.bundle.matrix(id)) {
+            self.kernels.announce(&matrix);
         }
         let start = turn.profile.is_some().then(Instant::now);
         let output = compute(

@@ -11,6 +11,16 @@ pub(crate) use dotprod::{has_dotprod, run_dotprod};
 pub(crate) use i8mm::{has_i8mm, run_i8mm};
 pub(crate) use neon::run_neon;
 
+/// Asks for a cache line in the second-level cache.
+#[allow(unsafe_code)]
+pub(crate) fn prefetch(address: usize) {
+    // SAFETY: a prefetch accesses nothing and does not fail, whatever the address.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) address,
+            options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// The [`Simd`](crate::lanes::Simd) methods that are the same whatever integer instructions there are.
 macro_rules! shared_methods {
     () => {

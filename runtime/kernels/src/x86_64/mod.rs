@@ -11,7 +11,7 @@ pub(crate) use avx512::{has_avx512_vnni, run_avx512_vnni};
 /// once as the first and leaves that one to what is computed with.
 #[allow(unsafe_code)]
 #[inline(always)]
-fn prefetch(start: *const u8, size_bytes: usize) {
+pub(crate) fn prefetch(start: *const u8, size_bytes: usize) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     for offset in (0..size_bytes).step_by(64) {
         // SAFETY: every x86-64 CPU has SSE, and a prefetch accesses nothing.
