@@ -8,7 +8,9 @@
 //! CPU time for the prompt, and for all new tokens together.
 
 use cpu_time::ProcessTime;
-use niwaki::{Engine, KvElement, Logits, LogitsFor, OpenOptions, Session, Verify};
+use niwaki::{
+    Engine, KvElement, Logits, LogitsFor, OpenOptions, Sampler, Sampling, Session, Verify,
+};
 use std::error::Error;
 use std::time::Instant;
 
@@ -79,20 +81,14 @@ fn run(
     new_tokens: usize,
     first_token: impl FnOnce(),
 ) -> Result<(), Box<dyn Error>> {
-    let logits = session.append(prompt, LogitsFor::LastToken)?;
-    let mut token = most_likely(&logits);
+    let mut sampler = Sampler::new(&Sampling::GREEDY)?;
+    let mut most_likely = |logits: Logits| sampler.sample(logits.last()).ok_or("no logits");
+    let mut token = most_likely(session.append(prompt, LogitsFor::LastToken)?)?;
     first_token();
     for _ in 0..new_tokens {
-        token = most_likely(&session.append(&[token], LogitsFor::LastToken)?);
+        token = most_likely(session.append(&[token], LogitsFor::LastToken)?)?;
     }
     Ok(())
-}
-
-fn most_likely(logits: &Logits) -> u32 {
-    (0u32..)
-        .zip(logits.last())
-        .max_by(|a, b| a.1.total_cmp(b.1))
-        .map_or(0, |(token, _)| token)
 }
 
 /// Wall clock and CPU time of this process at one moment.

@@ -61,9 +61,7 @@ impl Candidates {
         if count > self.sorted {
             let rest = self.entries.get_mut(self.sorted..).unwrap_or_default();
             let new = count - self.sorted;
-            if new < rest.len() {
-                rest.select_nth_unstable_by(new - 1, better);
-            }
+            move_best_to_front(rest, new);
             rest.get_mut(..new)
                 .unwrap_or_default()
                 .sort_unstable_by(better);
@@ -119,9 +117,17 @@ impl Candidates {
 
     /// The highest logit.
     pub fn best_logit(&self) -> f32 {
-        self.entries
-            .iter()
-            .fold(f32::MIN, |best, candidate| best.max(candidate.logit))
+        let higher = |a: f32, b: f32| if b > a { b } else { a };
+        // Comparisons in lanes of their own: they need not wait for each other.
+        let mut lanes = [f32::MIN; 16];
+        let (whole, rest) = self.entries.as_chunks::<16>();
+        for entries in whole {
+            for (lane, entry) in lanes.iter_mut().zip(entries) {
+                *lane = higher(*lane, entry.logit);
+            }
+        }
+        let rest = rest.iter().map(|entry| entry.logit);
+        rest.chain(lanes).fold(f32::MIN, higher)
     }
 }
 
@@ -129,28 +135,122 @@ fn better(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
+/// Moves the `count` best entries, at least one, before all others.
+fn move_best_to_front(entries: &mut [Candidate], count: usize) {
+    // The best so far, and room for as many that may be better: most entries are only looked at.
+    let room = (2 * count).min(entries.len());
+    let (mut found, mut index) = (room, room);
+    loop {
+        let candidates = entries.get_mut(..found).unwrap_or_default();
+        if count < candidates.len() {
+            candidates.select_nth_unstable_by(count - 1, better);
+        }
+        let Some(last) = candidates.get(count - 1).copied() else {
+            return;
+        };
+        found = count;
+        while found < room {
+            let rest = entries.get(index..).unwrap_or_default();
+            // Whatever is not clearly worse.
+            let Some(skipped) = rest.iter().position(|entry| !(entry.logit < last.logit)) else {
+                index = entries.len();
+                break;
+            };
+            index += skipped;
+            entries.swap(found, index);
+            (found, index) = (found + 1, index + 1);
+        }
+        if found == count {
+            return;
+        }
+    }
+}
+
 /// Unnormalised probability.
+#[inline(always)]
 pub(super) fn weight(candidate: &Candidate, best_logit: f32) -> f64 {
     exp(f64::from(candidate.logit) - f64::from(best_logit))
+}
+
+/// Candidates with their [`weight`], several of which are computed at once.
+pub(super) fn weights(
+    candidates: &[Candidate],
+    best_logit: f32,
+) -> impl Iterator<Item = (&Candidate, f64)> {
+    const AT_ONCE: usize = 16;
+    candidates.chunks(AT_ONCE).flat_map(move |candidates| {
+        let mut weights = [0.0; AT_ONCE];
+        match <&[Candidate; AT_ONCE]>::try_from(candidates) {
+            Ok(candidates) => {
+                for (out, candidate) in weights.iter_mut().zip(candidates) {
+                    *out = weight(candidate, best_logit);
+                }
+            }
+            Err(_) => {
+                for (out, candidate) in weights.iter_mut().zip(candidates) {
+                    *out = weight(candidate, best_logit);
+                }
+            }
+        }
+        candidates.iter().zip(weights)
+    })
 }
 
 /// The sum of all weights, added in the order of token ids: the order must not depend on how the candidates
 /// were sorted before.
 pub(super) fn total_weight(candidates: &mut Candidates, best: f32) -> f64 {
-    if candidates.sorted == candidates.len() {
-        return candidates
+    if candidates.sorted != candidates.len() {
+        candidates
             .entries
-            .iter()
-            .map(|candidate| weight(candidate, best))
-            .sum();
+            .sort_unstable_by_key(|candidate| candidate.token);
+        candidates.sorted = 0;
     }
-    candidates
-        .entries
-        .sort_unstable_by_key(|candidate| candidate.token);
-    candidates.sorted = 0;
-    candidates
-        .entries
-        .iter()
-        .map(|candidate| weight(candidate, best))
+    weights(&candidates.entries, best)
+        .map(|(_, weight)| weight)
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Few different logits, so that many are equal.
+        #[test]
+        fn the_best_are_those_that_sorting_finds(
+            logits in proptest::collection::vec((0i8..20).prop_map(f32::from), 1..2000),
+            counts in proptest::collection::vec(1usize..400, 1..4),
+        ) {
+            let mut candidates = Candidates::default();
+            candidates.fill(&logits);
+            let mut sorted = candidates.entries.clone();
+            sorted.sort_by(better);
+            for count in counts {
+                let count = count.min(logits.len());
+                prop_assert_eq!(candidates.best(count), &sorted[..count]);
+            }
+            // None was lost on the way.
+            prop_assert_eq!(candidates.best(logits.len()), &sorted[..]);
+            prop_assert_eq!(candidates.best_logit(), sorted[0].logit);
+        }
+    }
+
+    #[test]
+    fn weights_come_in_order_whatever_is_computed_at_once() {
+        for len in [0, 1, 15, 16, 17, 40] {
+            let logits: Vec<f32> = (0u8..len).map(|id| f32::from(id) / 7.0).collect();
+            let mut candidates = Candidates::default();
+            candidates.fill(&logits);
+            let found: Vec<(u32, f64)> = weights(&candidates.entries, 3.0)
+                .map(|(candidate, weight)| (candidate.token, weight))
+                .collect();
+            let expected: Vec<(u32, f64)> = candidates
+                .entries
+                .iter()
+                .map(|candidate| (candidate.token, weight(candidate, 3.0)))
+                .collect();
+            assert_eq!(found, expected);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! From logits to a token.
 
-use super::candidates::{Candidates, total_weight, weight};
+use super::candidates::{Candidates, total_weight, weight, weights};
 use super::random::Random;
 use super::sampling::{InvalidSampling, Sampling};
 use super::steps::{SamplingStep, chain};
@@ -62,8 +62,8 @@ impl Sampler {
         let best = self.candidates.best_logit();
         let total = total_weight(&mut self.candidates, best);
         let mut left = self.random.next_unit() * total;
-        for candidate in self.candidates.as_slice() {
-            left -= weight(candidate, best);
+        for (candidate, weight) in weights(self.candidates.as_slice(), best) {
+            left -= weight;
             if left < 0.0 {
                 return Some(candidate.token);
             }

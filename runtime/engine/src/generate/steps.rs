@@ -142,7 +142,15 @@ struct MinP(f32);
 impl SamplingStep for MinP {
     fn apply(&mut self, candidates: &mut Candidates) {
         let best = candidates.best_logit();
-        // Weights are shares of the best one's probability.
-        candidates.retain(|candidate| weight(&candidate, best) >= f64::from(self.0));
+        // Weights are shares of the best one's probability; few are so near the limit that it takes one to tell.
+        let limit = f64::from(self.0).ln();
+        candidates.retain(|candidate| {
+            let distance = f64::from(candidate.logit) - f64::from(best) - limit;
+            if distance.abs() < 1e-6 {
+                weight(&candidate, best) >= f64::from(self.0)
+            } else {
+                distance > 0.0
+            }
+        });
     }
 }
