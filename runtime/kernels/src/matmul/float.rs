@@ -41,7 +41,8 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     out: &SharedRows<'_>,
     groups: Range<usize>,
 ) {
-    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group.
+    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group. CPUs see that
+    // memory is read front to back: nothing is asked for but what is there.
     let finish = |group: usize, row: usize, sum: S::F| {
         let start = group * ROWS;
         let len = ROWS.min(matrix.rows() - start);
@@ -53,7 +54,7 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     let mut batched = 0;
     for group in groups.clone() {
         let bytes = [matrix.group(group)];
-        let ahead = bytes[0].as_ptr_range().end;
+        let ahead = bytes[0].as_ptr();
         let mut row = 0;
         if S::BATCH == 8 {
             while row + 8 <= x.rows() {
@@ -79,7 +80,7 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
         let mut group = groups.start;
         while group + 4 <= groups.end {
             let bytes: [_; 4] = std::array::from_fn(|g| matrix.group(group + g));
-            let ahead = bytes[3].as_ptr_range().end;
+            let ahead = bytes[0].as_ptr();
             let sums = chains::<S, F16, 4, 1>(simd, bytes, [x.row(row)], ahead);
             for (g, [sum]) in sums.into_iter().enumerate() {
                 finish(group + g, row, sum);
@@ -88,8 +89,8 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
         }
         for group in group..groups.end {
             let bytes = matrix.group(group);
-            let ahead = bytes.as_ptr_range().end;
-            let [[sum]] = chains::<S, F16, 1, 1>(simd, [bytes], [x.row(row)], ahead);
+            let rows = [x.row(row)];
+            let [[sum]] = chains::<S, F16, 1, 1>(simd, [bytes], rows, bytes.as_ptr());
             finish(group, row, sum);
         }
     }

@@ -17,8 +17,8 @@ use std::ops::Range;
 /// Activations that stay in the second-level cache until all weights of a task have met them.
 const RESIDENT_BYTES: usize = 384 * 1024;
 
-/// How far ahead of a single row's product the weights are fetched from memory, which is what limits it.
-const PREFETCH_BYTES: usize = 8192;
+/// How far ahead of a single row's product its weights are fetched, where that helps.
+const STREAM_AHEAD_BYTES: usize = 4096;
 
 /// Tiles of activation rows that fetch the next groups while they meet these, each a part: the last ones, at most.
 const FETCHING_TILES: usize = 4;
@@ -32,11 +32,23 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// A single tile's own weights.
-    const STREAM: Self = Self {
-        distance_bytes: PREFETCH_BYTES,
-        shift: 0,
+    /// Nothing but the block at hand.
+    const NOTHING: Self = Self {
+        distance_bytes: 0,
+        shift: usize::BITS - 1,
     };
+
+    /// The own weights of a single row.
+    fn stream() -> Self {
+        if super::streams_need_prefetch() {
+            Self {
+                distance_bytes: STREAM_AHEAD_BYTES,
+                shift: 0,
+            }
+        } else {
+            Self::NOTHING
+        }
+    }
 
     /// For one of `tiles` tiles of activation rows, which `left` others follow: a part of the groups that lie
     /// `next_bytes` behind these.
@@ -47,11 +59,7 @@ impl Ahead {
                 distance_bytes: next_bytes + part * (group_bytes >> shift),
                 shift,
             },
-            // Nothing but the block at hand.
-            None => Self {
-                distance_bytes: 0,
-                shift: usize::BITS - 1,
-            },
+            None => Self::NOTHING,
         }
     }
 }
@@ -99,7 +107,12 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
             if block & ((1 << ahead.shift) - 1) == 0 {
                 let offset = ahead.distance_bytes + (block >> ahead.shift) * tile_bytes;
                 for g in 0..G {
-                    super::prefetch(groups.wrapping_add(g * group_bytes + offset), tile_bytes);
+                    let start = groups.wrapping_add(g * group_bytes + offset);
+                    if M == 1 {
+                        super::prefetch_to::<_MM_HINT_T0>(start, tile_bytes);
+                    } else {
+                        super::prefetch(start, tile_bytes);
+                    }
                 }
             }
             // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
@@ -210,7 +223,7 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
             let blocks = scales.len();
             let ahead = if M == 1 {
-                Ahead::STREAM
+                Ahead::stream()
             } else {
                 let left = (rows.end - row) / M - 1;
                 Ahead::next_groups(rows.len() / M, left, count * group_bytes, group_bytes)
