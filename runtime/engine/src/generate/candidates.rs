@@ -151,8 +151,9 @@ fn move_best_to_front(entries: &mut [Candidate], count: usize) {
         found = count;
         while found < room {
             let rest = entries.get(index..).unwrap_or_default();
-            // Whatever is not clearly worse.
-            let Some(skipped) = rest.iter().position(|entry| !(entry.logit < last.logit)) else {
+            // Enough to tell for almost all.
+            let is_worse = |entry: &Candidate| entry.logit < last.logit;
+            let Some(skipped) = rest.iter().position(|entry| !is_worse(entry)) else {
                 index = entries.len();
                 break;
             };
