@@ -3,6 +3,7 @@
 
 use niwaki::{Candidates, RepetitionPenalty, Sampler, Sampling, SamplingStep};
 use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {
     proptest::collection::vec(-20f32..20.0, 1..300)
@@ -88,6 +89,33 @@ proptest! {
         // Rounding may go either way at the edge.
         let kept = |id: &u32| (f64::from(logits[*id as usize]) - best).exp() >= f64::from(p) * (1.0 - 1e-9);
         prop_assert!(draws(&sampling, &logits, 50).iter().all(kept));
+    }
+
+    #[test]
+    fn min_p_keeps_all_that_have_that_share(
+        logits in logits(), p in prop_oneof![Just(0f32), Just(1f32), 0.001f32..=1.0]
+    ) {
+        struct Record(Arc<Mutex<Vec<u32>>>);
+        impl SamplingStep for Record {
+            fn apply(&mut self, candidates: &mut Candidates) {
+                let tokens = candidates.as_slice().iter().map(|candidate| candidate.token);
+                *self.0.lock().unwrap() = tokens.collect();
+            }
+        }
+        let sampling = Sampling { temperature: 1.0, min_p: Some(p), ..Sampling::GREEDY };
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let mut sampler = Sampler::new(&sampling).unwrap();
+        sampler.push(Box::new(Record(kept.clone())));
+        sampler.sample(&logits).unwrap();
+        let kept = kept.lock().unwrap();
+        let best = f64::from(logits[ranking(&logits)[0] as usize]);
+        for (id, logit) in (0u32..).zip(&logits) {
+            let share = (f64::from(*logit) - best).exp();
+            // Rounding may go either way at the edge.
+            if (share - f64::from(p)).abs() > 1e-9 {
+                prop_assert_eq!(kept.contains(&id), share > f64::from(p), "{} of {}", share, p);
+            }
+        }
     }
 
     #[test]
@@ -208,4 +236,44 @@ fn steps_can_be_added_to_the_chain() {
     let mut sampler = Sampler::new(&Sampling::GREEDY).unwrap();
     sampler.push(Box::new(Ban(1)));
     assert_eq!(sampler.sample(&[0.0, 5.0, 1.0]), Some(2));
+}
+
+#[test]
+fn what_a_step_answers_is_made_a_number() {
+    /// Answers this for the second token, and that for all others.
+    struct Answer(f32, f32);
+    impl SamplingStep for Answer {
+        fn apply(&mut self, candidates: &mut Candidates) {
+            candidates.adjust(
+                |candidate| {
+                    if candidate.token == 1 { self.0 } else { self.1 }
+                },
+            );
+        }
+    }
+    let draw = Sampling {
+        temperature: 1.0,
+        top_p: Some(0.9),
+        min_p: Some(0.1),
+        ..Sampling::GREEDY
+    };
+    for sampling in [Sampling::GREEDY, draw] {
+        for (answer, others, expected) in [
+            // Forced, and banned.
+            (f32::INFINITY, 0.0, Some(1)),
+            (0.0, f32::NEG_INFINITY, Some(1)),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY, None),
+            (0.0, f32::NAN, Some(1)),
+            (0.0, -f32::NAN, Some(1)),
+            (f32::NAN, f32::NAN, None),
+        ] {
+            let mut sampler = Sampler::new(&sampling).unwrap();
+            sampler.push(Box::new(Answer(answer, others)));
+            let token = sampler.sample(&[0.0, 0.0, 1.0]).unwrap();
+            match expected {
+                Some(expected) => assert_eq!(token, expected, "{answer} and {others}"),
+                None => assert!(token < 3),
+            }
+        }
+    }
 }

@@ -147,10 +147,11 @@ impl Kernels {
     /// Says that the matrix product after the next one is with `matrix`, so that threads that have nothing to do
     /// in between fetch it from memory.
     pub fn announce(&self, matrix: &Matrix<'_>) {
-        let pairs = matrix.groups() / 2;
+        // As `matmul_add` shares them out.
+        let pairs = matrix.groups().div_ceil(2);
         let bytes = matrix.groups_bytes(0..matrix.groups());
         self.pool
-            .announce(bytes, pairs, 2 * bytes.len() / matrix.groups().max(1));
+            .announce(bytes, pairs, bytes.len() / matrix.groups() * 2);
     }
 
     /// `x / sqrt(mean(x^2) + epsilon)` over every `group` consecutive columns (Zhang & Sennrich, 2019),

@@ -8,7 +8,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -180,8 +180,11 @@ impl ThreadPool {
         if tasks < 2 || self.workers.is_empty() {
             return alone();
         }
-        let Ok(_running) = self.running.try_lock() else {
-            return alone();
+        let _running = match self.running.try_lock() {
+            Ok(running) => running,
+            // A task panicked, which left nothing behind.
+            Err(TryLockError::Poisoned(running)) => running.into_inner(),
+            Err(TryLockError::WouldBlock) => return alone(),
         };
         let run: &(dyn Fn(usize) + Sync) = &task;
         // SAFETY: only the lifetime is erased. Workers use the pointer between joining and leaving the
@@ -234,15 +237,15 @@ impl Shared {
 
     fn finish(&self) {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut spins = 0u32;
-        while self.state.load(Ordering::Acquire) & JOINED != 0 {
-            spins += 1;
-            if spins.is_multiple_of(SPINS_PER_YIELD) {
-                // As in `next_job`.
-                std::thread::yield_now();
-            } else {
+        loop {
+            for _ in 0..SPINS_PER_YIELD {
+                if self.state.load(Ordering::Acquire) & JOINED == 0 {
+                    return;
+                }
                 std::hint::spin_loop();
             }
+            // As in `next_job`.
+            std::thread::yield_now();
         }
     }
 
@@ -385,6 +388,23 @@ mod tests {
         let taken = [queue.pop_front(), queue.pop_back(), queue.pop_front()];
         assert_eq!(taken, [Some(3), Some(5), Some(4)]);
         assert_eq!((queue.pop_front(), queue.pop_back()), (None, None));
+    }
+
+    #[test]
+    fn a_task_that_panicked_leaves_a_pool_that_works() {
+        let pool = ThreadPool::new(2);
+        let panics = || pool.run(8, |task| assert!(task != 3, "task 3"));
+        for _ in 0..3 {
+            assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+            // Each of two threads waits for the other: one alone would never be done.
+            let started = AtomicUsize::new(0);
+            pool.run(2, |_| {
+                started.fetch_add(1, Ordering::SeqCst);
+                while started.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+            });
+        }
     }
 
     #[test]

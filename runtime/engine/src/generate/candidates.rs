@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 pub struct Candidate {
     /// Its id.
     pub token: u32,
-    /// Its logit; infinite and undefined ones were replaced by the lowest number.
+    /// Its logit, always finite: undefined ones and those below all numbers were replaced by the lowest number.
     pub logit: f32,
 }
 
@@ -25,7 +25,7 @@ impl Candidates {
     pub(super) fn fill(&mut self, logits: &[f32]) {
         self.entries.clear();
         self.sorted = 0;
-        // Zero once: -0 + 0 is 0.
+        // Zero once: -0 + 0 is 0. A model's infinity is a mistake.
         let finite = |logit: f32| {
             if logit.is_finite() {
                 logit + 0.0
@@ -78,15 +78,15 @@ impl Candidates {
         self.sorted = self.sorted.min(self.entries.len());
     }
 
-    /// Gives each candidate the logit `change` answers.
+    /// Gives each candidate the logit `change` answers: infinity is the highest number, what is no number the lowest.
     pub fn adjust(&mut self, change: impl Fn(Candidate) -> f32) {
         for entry in &mut self.entries {
-            entry.logit = change(*entry);
+            entry.logit = finite(change(*entry));
         }
         self.sorted = 0;
     }
 
-    /// Gives one candidate, if it is there, the logit `change` answers.
+    /// Gives one candidate, if it is there, the logit `change` answers, as [`adjust`](Self::adjust) does.
     pub fn adjust_token(&mut self, token: u32, change: impl Fn(f32) -> f32) {
         // Untouched candidates lie at the place of their id.
         let at = match self.entries.get(token as usize) {
@@ -94,7 +94,7 @@ impl Candidates {
             _ => self.entries.iter().position(|entry| entry.token == token),
         };
         if let Some(entry) = at.and_then(|at| self.entries.get_mut(at)) {
-            entry.logit = change(entry.logit);
+            entry.logit = finite(change(entry.logit));
             self.sorted = 0;
         }
     }
@@ -107,7 +107,7 @@ impl Candidates {
         let mut at = 0;
         let (sorted, mut still_sorted) = (self.sorted, 0);
         self.entries.retain(|entry| {
-            let kept = *entry == best || keep(*entry);
+            let kept = entry.token == best.token || keep(*entry);
             still_sorted += usize::from(kept && at < sorted);
             at += 1;
             kept
@@ -128,6 +128,15 @@ impl Candidates {
         }
         let rest = rest.iter().map(|entry| entry.logit);
         rest.chain(lanes).fold(f32::MIN, higher)
+    }
+}
+
+/// NaN would sort differently on different CPUs, which give it different signs.
+fn finite(logit: f32) -> f32 {
+    if logit.is_nan() {
+        f32::MIN
+    } else {
+        logit.clamp(f32::MIN, f32::MAX) + 0.0
     }
 }
 
@@ -197,8 +206,8 @@ pub(super) fn weights(
     })
 }
 
-/// The sum of all weights, added in the order of token ids: the order must not depend on how the candidates
-/// were sorted before.
+/// The sum of all weights, added in the order of token ids, or best first where all are sorted: the order must not depend
+/// on how many were sorted before.
 pub(super) fn total_weight(candidates: &mut Candidates, best: f32) -> f64 {
     if candidates.sorted != candidates.len() {
         candidates

@@ -142,7 +142,8 @@ struct MinP(f32);
 impl SamplingStep for MinP {
     fn apply(&mut self, candidates: &mut Candidates) {
         let best = candidates.best_logit();
-        // Weights are shares of the best one's probability; few are so near the limit that it takes one to tell.
+        // Weights are shares of the best one's probability; few are so near the limit that it takes one to tell. Away
+        // from it both say the same, whatever the last bits of this platform's logarithm are.
         let limit = f64::from(self.0).ln();
         candidates.retain(|candidate| {
             let distance = f64::from(candidate.logit) - f64::from(best) - limit;

@@ -137,15 +137,7 @@ impl Decoder {
                 _ => None,
             })
             .collect();
-        // The next token begins with the first again.
-        let mut next_matrix = products.iter().copied().flatten().next();
-        let mut next_matrices = vec![None; products.len()];
-        for (next, product) in next_matrices.iter_mut().zip(&products).rev() {
-            if product.is_some() {
-                *next = next_matrix;
-                next_matrix = *product;
-            }
-        }
+        let next_matrices = following(&products);
         let order: Vec<usize> = order.into_iter().map(|(id, _)| id).collect();
         for (at, id) in order.iter().enumerate() {
             let slot = sharing.slot(at).context("a value without memory")?;
@@ -220,6 +212,19 @@ impl Decoder {
         }
         result.map_err(ModelError)
     }
+}
+
+/// For each of those that are there, the next one; after the last the first, with which the next token begins.
+fn following<T: Copy>(items: &[Option<T>]) -> Vec<Option<T>> {
+    let mut next = items.iter().copied().flatten().next();
+    let mut result = vec![None; items.len()];
+    for (result, item) in result.iter_mut().zip(items).rev() {
+        if item.is_some() {
+            *result = next;
+            next = *item;
+        }
+    }
+    result
 }
 
 impl fmt::Debug for Operator {
@@ -300,4 +305,18 @@ impl TypedOp for Operator {
     }
 
     as_op!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::following;
+
+    #[test]
+    fn the_last_product_is_followed_by_the_first() {
+        let products = [None, Some(1), None, Some(2), Some(3), None];
+        let expected = [None, Some(2), None, Some(3), Some(1), None];
+        assert_eq!(following(&products), expected);
+        assert_eq!(following(&[Some(7)]), [Some(7)]);
+        assert_eq!(following::<u32>(&[None, None]), [None, None]);
+    }
 }

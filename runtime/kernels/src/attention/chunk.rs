@@ -14,7 +14,7 @@ pub(super) struct Statistics<const M: usize> {
 }
 
 /// The two matrix products of a chunk, for one kind of stored numbers. Each asks memory for the parts of `next`, what
-/// the next chunk has instead of its keys or values, while it computes with the same parts: all at once, they
+/// the next chunk has instead of its keys or values, while it computes with about the same parts: all at once, they
 /// would be waited for.
 pub(super) trait Products {
     /// Dot products of the queries from `first` on with the keys of the visible slots, at least.

@@ -69,15 +69,14 @@ fn products<S: Simd, const F16: bool, const M: usize>(
     groups: Range<usize>,
     out: &mut [&mut [[f32; ROWS]]; M],
 ) {
-    // What was loaded once need not be waited for.
-    let ahead = if next.is_empty() { matrix } else { next }.as_ptr();
+    let ahead = (!next.is_empty()).then_some(next.as_ptr());
     let mut group = groups.start;
     /// Goes on in steps of `$g` groups: several chains at once hide the latency of fma.
     macro_rules! steps {
         ($g:literal) => {
             while groups.end - group >= $g {
                 let bytes = from_fn(|g| &matrix[(group + g) * group_bytes..]);
-                let ahead = ahead.wrapping_add(group * group_bytes);
+                let ahead = ahead.map(|ahead| ahead.wrapping_add(group * group_bytes));
                 let sums = chains::<S, F16, $g, M>(simd, bytes, inputs, ahead);
                 for (g, sums) in sums.into_iter().enumerate() {
                     for (sum, out) in sums.into_iter().zip(&mut *out) {

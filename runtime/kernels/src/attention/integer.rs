@@ -36,7 +36,8 @@ impl Products for Integer<'_> {
                 .0;
             let mut sums = [simd.splat(0.0); M];
             for (block, tile) in tiles.iter().enumerate() {
-                if let Some(next) = next.get(group * group_bytes + block * KEY_TILE_BYTES..) {
+                let start = group * group_bytes + block * KEY_TILE_BYTES;
+                if let Some(next) = next.get(start..start + KEY_TILE_BYTES) {
                     simd.prefetch(next.as_ptr(), KEY_TILE_BYTES);
                 }
                 let (key_scales, quants) = tile.split_at(KEY_TILE_BYTES - ROWS * ACTIVATION_BLOCK);
@@ -72,7 +73,8 @@ impl Products for Integer<'_> {
     ) {
         let (values, value_scales) = values.split_at(values.len() - VALUE_SCALES_BYTES);
         // What the next chunk reads first.
-        if let Some(next) = next.get(values.len()..) {
+        let end = values.len()..values.len() + VALUE_SCALES_BYTES;
+        if let Some(next) = next.get(end) {
             simd.prefetch(next.as_ptr(), VALUE_SCALES_BYTES);
         }
         let mut quants = [[[0; ROWS]; PAGE_TOKENS / ROWS]; M];
@@ -85,7 +87,8 @@ impl Products for Integer<'_> {
             [sums[0][m], sums[1][m]] = halves;
         }
         for (group, bytes) in values.as_chunks::<VALUE_GROUP_BYTES>().0.iter().enumerate() {
-            if let Some(next) = next.get(group * VALUE_GROUP_BYTES..) {
+            let start = group * VALUE_GROUP_BYTES;
+            if let Some(next) = next.get(start..start + VALUE_GROUP_BYTES) {
                 simd.prefetch(next.as_ptr(), VALUE_GROUP_BYTES);
             }
             // SAFETY: a group is 16 rows by 64 long, the quantized weights of each query 64.

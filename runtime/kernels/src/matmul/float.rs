@@ -41,8 +41,8 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     out: &SharedRows<'_>,
     groups: Range<usize>,
 ) {
-    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group. CPUs see that
-    // memory is read front to back: nothing is asked for but what is there.
+    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group. CPUs see by
+    // themselves that memory is read front to back.
     let finish = |group: usize, row: usize, sum: S::F| {
         let start = group * ROWS;
         let len = ROWS.min(matrix.rows() - start);
@@ -54,12 +54,11 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     let mut batched = 0;
     for group in groups.clone() {
         let bytes = [matrix.group(group)];
-        let ahead = bytes[0].as_ptr();
         let mut row = 0;
         if S::BATCH == 8 {
             while row + 8 <= x.rows() {
                 let rows = std::array::from_fn(|m| x.row(row + m));
-                let [sums] = chains::<S, F16, 1, 8>(simd, bytes, rows, ahead);
+                let [sums] = chains::<S, F16, 1, 8>(simd, bytes, rows, None);
                 for (m, sum) in sums.into_iter().enumerate() {
                     finish(group, row + m, sum);
                 }
@@ -68,7 +67,7 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
         }
         while row + 4 <= x.rows() {
             let rows = std::array::from_fn(|m| x.row(row + m));
-            let [sums] = chains::<S, F16, 1, 4>(simd, bytes, rows, ahead);
+            let [sums] = chains::<S, F16, 1, 4>(simd, bytes, rows, None);
             for (m, sum) in sums.into_iter().enumerate() {
                 finish(group, row + m, sum);
             }
@@ -79,31 +78,28 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     for row in batched..x.rows() {
         let mut group = groups.start;
         while group + 4 <= groups.end {
-            let bytes: [_; 4] = std::array::from_fn(|g| matrix.group(group + g));
-            let ahead = bytes[0].as_ptr();
-            let sums = chains::<S, F16, 4, 1>(simd, bytes, [x.row(row)], ahead);
+            let bytes = std::array::from_fn(|g| matrix.group(group + g));
+            let sums = chains::<S, F16, 4, 1>(simd, bytes, [x.row(row)], None);
             for (g, [sum]) in sums.into_iter().enumerate() {
                 finish(group + g, row, sum);
             }
             group += 4;
         }
         for group in group..groups.end {
-            let bytes = matrix.group(group);
-            let rows = [x.row(row)];
-            let [[sum]] = chains::<S, F16, 1, 1>(simd, [bytes], rows, bytes.as_ptr());
+            let [[sum]] = chains::<S, F16, 1, 1>(simd, [matrix.group(group)], [x.row(row)], None);
             finish(group, row, sum);
         }
     }
 }
 
 /// `sum = fma(weight, activation, sum)` over ascending columns, for `G` groups times `M` rows. Asks memory for as much
-/// from `ahead` on as the groups take, column by column: all at once, it would be waited for.
+/// from `ahead` on, if that is there, as the groups take, column by column: all at once, it would be waited for.
 #[inline(always)]
 pub(crate) fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
     simd: S,
     groups: [&[u8]; G],
     rows: [&[f32]; M],
-    ahead: *const u8,
+    ahead: Option<*const u8>,
 ) -> [[S::F; M]; G] {
     let column_bytes = ROWS * if F16 { 2 } else { 4 };
     let cols = rows[0].len();
@@ -114,13 +110,17 @@ pub(crate) fn chains<S: Simd, const F16: bool, const G: usize, const M: usize>(
     for four in 0..fours {
         let x = rows.map(|row| &row.as_chunks::<4>().0[four]);
         let four_bytes = 4 * column_bytes;
-        simd.prefetch(ahead.wrapping_add(four * G * four_bytes), G * four_bytes);
+        if let Some(ahead) = ahead {
+            simd.prefetch(ahead.wrapping_add(four * G * four_bytes), G * four_bytes);
+        }
         for (sums, group) in sums.iter_mut().zip(groups) {
             simd.add_four_columns::<F16, M>(&group[four * four_bytes..][..four_bytes], x, sums);
         }
     }
     for k in 4 * fours..cols {
-        simd.prefetch(ahead.wrapping_add(k * G * column_bytes), G * column_bytes);
+        if let Some(ahead) = ahead {
+            simd.prefetch(ahead.wrapping_add(k * G * column_bytes), G * column_bytes);
+        }
         for (sums, group) in sums.iter_mut().zip(groups) {
             let weights = if F16 {
                 simd.load_f16(&group.as_chunks::<32>().0[k])

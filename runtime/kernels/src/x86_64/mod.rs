@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub(crate) use avx2::{has_avx2, run_avx2};
 pub(crate) use avx512::{has_avx512_vnni, run_avx512_vnni};
 
-/// Asks for the cache lines of `size_bytes` bytes: in the second-level cache, which waits for twice as many lines at
+/// Asks for the cache lines of `size_bytes` bytes, one for every 64: in the second-level cache, which waits for twice as many lines at
 /// once as the first and leaves that one to what is computed with.
 #[inline(always)]
 pub(crate) fn prefetch(start: *const u8, size_bytes: usize) {
@@ -35,10 +35,12 @@ fn streams_need_prefetch() -> bool {
         let vendor = __cpuid(0);
         let version = __cpuid(1).eax;
         let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+        let model = version >> 4 & 0xf | version >> 12 & 0xf0;
         let is_amd = [vendor.ebx, vendor.edx, vendor.ecx]
             .map(u32::to_le_bytes)
             .as_flattened()
             == b"AuthenticAMD";
-        is_amd && family == 0x1a
+        // The rest of the family is Zen 6.
+        is_amd && family == 0x1a && matches!(model, 0x00..=0x2f | 0x40..=0x4f | 0x60..=0x7f)
     })
 }

@@ -20,7 +20,7 @@ const RESIDENT_BYTES: usize = 384 * 1024;
 /// How far ahead of a single row's product its weights are fetched, where that helps.
 const STREAM_AHEAD_BYTES: usize = 4096;
 
-/// Tiles of activation rows that fetch the next groups while they meet these, each a part: the last ones, at most.
+/// At most so many of the last tiles of activation rows fetch the next groups while they meet these, each an equal part.
 const FETCHING_TILES: usize = 4;
 
 /// What memory is asked for meanwhile: a block of weights at every `2^shift`-th block.
@@ -274,6 +274,38 @@ pub(super) unsafe fn products<const INT4: bool>(
             tiles::<INT4, 4, 2>(bytes, group_bytes, x, fours..twos, outputs);
             // One after the other: memory is read fastest in one stream.
             tiles::<INT4, 1, 1>(bytes, group_bytes, x, twos..start + len, outputs);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tiles_of_rows_fetch_all_of_the_next_groups_between_them() {
+        for tile_bytes in [288, 544] {
+            for blocks in 1..40 {
+                let group_bytes = blocks * tile_bytes;
+                for tiles in 1..10 {
+                    let mut fetched = vec![false; group_bytes];
+                    let mut fetches = 0;
+                    for left in (0..tiles).rev() {
+                        let ahead = Ahead::next_groups(tiles, left, 2 * group_bytes, group_bytes);
+                        for block in (0..blocks).filter(|block| block % (1 << ahead.shift) == 0) {
+                            let start = ahead.distance_bytes + (block >> ahead.shift) * tile_bytes;
+                            let Some(start) = start.checked_sub(2 * group_bytes) else {
+                                continue;
+                            };
+                            fetches += 1;
+                            let end = (start + tile_bytes).min(group_bytes);
+                            fetched[start..end].fill(true);
+                        }
+                    }
+                    assert!(fetched.iter().all(|fetched| *fetched), "{blocks} {tiles}");
+                    assert!(fetches < blocks + FETCHING_TILES, "{blocks} {tiles}");
+                }
+            }
         }
     }
 }
