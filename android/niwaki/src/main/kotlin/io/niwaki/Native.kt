@@ -7,6 +7,7 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.awaitCancellation
 import kotlinx.coroutines.cancelChildren
 import kotlinx.coroutines.channels.Channel
+import kotlinx.coroutines.channels.ProducerScope
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.buffer
@@ -91,6 +92,16 @@ internal class Lifetime(private val owner: String) {
      * one item ahead; when the collection ends, however it does, the native work has ended too.
      */
     fun <T : Any> items(start: () -> NativeStream<T>): Flow<T> = channelFlow {
+        try {
+            sendItems(start)
+        } catch (e: NiwakiException) {
+            // Thrown, it would cancel the collector, which may not have got the item before it yet.
+            close(e)
+        }
+        coroutineContext.cancelChildren()
+    }.flowOn(Dispatchers.IO).buffer(Channel.RENDEZVOUS)
+
+    private suspend fun <T : Any> ProducerScope<T>.sendItems(start: () -> NativeStream<T>) {
         val stream = native { use(start) }
         stream.use {
             try {
@@ -117,8 +128,7 @@ internal class Lifetime(private val owner: String) {
                 remove(stream)
             }
         }
-        coroutineContext.cancelChildren()
-    }.flowOn(Dispatchers.IO).buffer(Channel.RENDEZVOUS)
+    }
 
     private fun add(stream: NativeStream<*>) = synchronized(lock) {
         requireOpen()
