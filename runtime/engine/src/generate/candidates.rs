@@ -25,18 +25,18 @@ impl Candidates {
     pub(super) fn fill(&mut self, logits: &[f32]) {
         self.entries.clear();
         self.sorted = 0;
-        // Zero once: -0 + 0 is 0. A model's infinity is a mistake.
-        let finite = |logit: f32| {
-            if logit.is_finite() {
-                logit + 0.0
-            } else {
+        // A model's infinity is a mistake, and not the best.
+        let without_infinity = |logit: f32| {
+            if logit == f32::INFINITY {
                 f32::MIN
+            } else {
+                finite(logit)
             }
         };
         self.entries
             .extend((0u32..).zip(logits).map(|(token, logit)| Candidate {
                 token,
-                logit: finite(*logit),
+                logit: without_infinity(*logit),
             }));
     }
 
@@ -131,7 +131,8 @@ impl Candidates {
     }
 }
 
-/// NaN would sort differently on different CPUs, which give it different signs.
+/// The nearest number, the lowest for NaN: that would sort differently on different CPUs, which give it different signs.
+/// Zero comes once, as -0 + 0 is 0.
 fn finite(logit: f32) -> f32 {
     if logit.is_nan() {
         f32::MIN
@@ -190,17 +191,8 @@ pub(super) fn weights(
     const AT_ONCE: usize = 16;
     candidates.chunks(AT_ONCE).flat_map(move |candidates| {
         let mut weights = [0.0; AT_ONCE];
-        match <&[Candidate; AT_ONCE]>::try_from(candidates) {
-            Ok(candidates) => {
-                for (out, candidate) in weights.iter_mut().zip(candidates) {
-                    *out = weight(candidate, best_logit);
-                }
-            }
-            Err(_) => {
-                for (out, candidate) in weights.iter_mut().zip(candidates) {
-                    *out = weight(candidate, best_logit);
-                }
-            }
+        for (out, candidate) in weights.iter_mut().zip(candidates) {
+            *out = weight(candidate, best_logit);
         }
         candidates.iter().zip(weights)
     })

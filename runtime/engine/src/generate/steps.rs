@@ -63,12 +63,11 @@ impl Repetition {
 impl SamplingStep for Repetition {
     fn apply(&mut self, candidates: &mut Candidates) {
         let penalize = |logit: f32| {
-            let logit = if logit > 0.0 {
+            if logit > 0.0 {
                 logit / self.factor
             } else {
                 logit * self.factor
-            };
-            logit.clamp(f32::MIN, f32::MAX)
+            }
         };
         for token in self.counts.keys() {
             candidates.adjust_token(*token, penalize);
@@ -99,7 +98,7 @@ impl SamplingStep for Temperature {
     fn apply(&mut self, candidates: &mut Candidates) {
         // Differences, so that a small temperature does not overflow: the best logit becomes 0.
         let best = candidates.best_logit();
-        candidates.adjust(|candidate| ((candidate.logit - best) / self.0).max(f32::MIN));
+        candidates.adjust(|candidate| (candidate.logit - best) / self.0);
     }
 }
 

@@ -41,8 +41,8 @@ unsafe fn groups_of<S: Simd, const F16: bool>(
     out: &SharedRows<'_>,
     groups: Range<usize>,
 ) {
-    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group. CPUs see by
-    // themselves that memory is read front to back.
+    // Several chains at once hide the latency of fma: 4 groups of one row, or 4 or 8 rows of one group. Nothing
+    // is asked for ahead: CPUs see by themselves that memory is read front to back.
     let finish = |group: usize, row: usize, sum: S::F| {
         let start = group * ROWS;
         let len = ROWS.min(matrix.rows() - start);
