@@ -1,4 +1,4 @@
-"""Compares tools/src/onnx/evaluate/cases.json with what onnxruntime computes: single operators on small inputs.
+"""Compares tools/convert/src/onnx/evaluate/cases.json with what onnxruntime computes: single operators on small inputs.
 
 The Rust tests hold Niwaki's evaluation of nodes against that file. Needs: pip install -r requirements.txt
 Usage: python check_operator_cases.py            the file must agree with this machine's onnxruntime
@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-CASES = pathlib.Path(__file__).parents[2] / "tools/src/onnx/evaluate/cases.json"
+CASES = pathlib.Path(__file__).parents[2] / "tools/convert/src/onnx/evaluate/cases.json"
 INF, NAN = float("inf"), float("nan")
 FLOATS = np.array([[-1.5, 0.25, 2.0], [3.5, -0.75, 0.0]], np.float32)
 POSITIVE = np.array([[0.5, 0.25, 2.0], [3.5, 1.0, 9.0]], np.float32)

@@ -2,7 +2,7 @@
 
 pub mod zoo;
 
-use niwaki_cli::build::{BuildError, Weights, build};
+use niwaki_convert::build::{BuildError, Weights, build};
 use std::path::{Path, PathBuf};
 
 /// The folder that holds the workspace.
@@ -37,7 +37,7 @@ macro_rules! niwaki {
 /// Builds the demo model into a bundle at `path`.
 ///
 /// # Errors
-/// As [`niwaki_cli::build::build`].
+/// As [`niwaki_convert::build::build`].
 pub fn build_demo(path: &Path, weights: Weights) -> Result<(), BuildError> {
     build(&demo_export(), None, path, weights, &mut |_| ()).map(drop)
 }

@@ -1,6 +1,7 @@
 //! The bindings behave as the apps behind them expect.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../runtime/bundle/tests/synthetic/mod.rs"]
 mod synthetic;
 
 use niwaki_bindings::{

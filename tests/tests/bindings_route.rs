@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod endpoint;
+#[path = "../../runtime/bundle/tests/synthetic/mod.rs"]
 mod synthetic;
 
 use endpoint::{

@@ -16,7 +16,11 @@ impl Demo {
     fn new() -> Demo {
         let folder = tempfile::tempdir().unwrap();
         let demo = Demo { folder };
-        build_demo(&demo.path("demo.niwaki"), niwaki_cli::build::Weights::Int4).unwrap();
+        build_demo(
+            &demo.path("demo.niwaki"),
+            niwaki_convert::build::Weights::Int4,
+        )
+        .unwrap();
         std::fs::write(demo.path("template.jinja"), TEMPLATE).unwrap();
         demo
     }

@@ -57,7 +57,7 @@ impl Folder {
 }
 
 fn demo_bundle(path: &Path) {
-    build_demo(path, niwaki_cli::build::Weights::Int4).unwrap();
+    build_demo(path, niwaki_convert::build::Weights::Int4).unwrap();
 }
 
 #[test]

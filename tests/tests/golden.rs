@@ -31,8 +31,8 @@ static BUNDLES: LazyLock<Bundles> = LazyLock::new(|| {
     let bundles = Bundles {
         folder: tempfile::tempdir().unwrap(),
     };
-    build_demo(&bundles.path("int4"), niwaki_cli::build::Weights::Int4).unwrap();
-    build_demo(&bundles.path("int8"), niwaki_cli::build::Weights::Int8).unwrap();
+    build_demo(&bundles.path("int4"), niwaki_convert::build::Weights::Int4).unwrap();
+    build_demo(&bundles.path("int8"), niwaki_convert::build::Weights::Int8).unwrap();
     bundles
 });
 

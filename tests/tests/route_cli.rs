@@ -4,7 +4,7 @@
 mod endpoint;
 
 use endpoint::{Endpoint, dead_port, good_answer, status};
-use niwaki_cli::build::Weights;
+use niwaki_convert::build::Weights;
 use niwaki_tests::{build_demo, niwaki};
 use serde_json::Value;
 use std::path::PathBuf;

@@ -21,7 +21,7 @@ const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ mess
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("demo.niwaki");
-    build_demo(&bundle, niwaki_cli::build::Weights::Int4).unwrap();
+    build_demo(&bundle, niwaki_convert::build::Weights::Int4).unwrap();
     Engine::open(bundle, &OpenOptions::default()).unwrap()
 });
 

@@ -29,7 +29,7 @@ BLOCK = 32
 
 @torch.no_grad()
 def rounded(weight):
-    """Round to nearest in blocks of 32 columns, with the better of two f16 scales, as tools/src/quantize/rtn.rs."""
+    """Round to nearest in blocks of 32 columns, with the better of two f16 scales, as tools/convert/src/quantize/rtn.rs."""
     blocks = weight.reshape(-1, BLOCK)
     extreme = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
     best, best_error = None, None

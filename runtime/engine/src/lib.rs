@@ -18,10 +18,8 @@
 //! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
 //! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
 
-pub mod bundle;
 mod engine;
 mod generate;
-pub mod graph;
 mod kv;
 mod model;
 #[cfg(feature = "route")]
@@ -41,7 +39,7 @@ pub use model::{ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 
-pub use bundle::Verify;
+pub use niwaki_bundle::{self as bundle, Verify, graph};
 
 /// Keeps the README's program compiling.
 #[cfg(doctest)]

@@ -1,9 +1,9 @@
 //! What an engine with one session takes at its peak, stated before anything is loaded.
 
-use crate::bundle::{Bundle, SectionKind};
-use crate::graph::{Graph, Op};
 use crate::kv::pages_at_peak;
 use crate::model::Decoder;
+use niwaki_bundle::graph::{Graph, Op};
+use niwaki_bundle::{Bundle, SectionKind};
 use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS, QuantizedRows};
 use std::fmt;
 

@@ -4,13 +4,13 @@ use super::isa;
 use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
 use super::session::{Session, SessionError};
 use super::threads::default_threads;
-use crate::bundle::{
-    Bundle, BundleError, ElementKind, GenerationDefaults, Manifest, Verify, WeightTable,
-};
-use crate::graph::{Graph, Op};
 use crate::kv::KvCache;
 use crate::model::{Decoder, ModelError};
 use crate::text::{TextError, Tokenizer};
+use niwaki_bundle::graph::{Graph, Op};
+use niwaki_bundle::{
+    Bundle, BundleError, ElementKind, GenerationDefaults, Manifest, Verify, WeightTable,
+};
 use niwaki_kernels::{Isa, Kernels, KvElement, ThreadPool, UnsupportedIsa};
 use std::fs::File;
 use std::path::Path;

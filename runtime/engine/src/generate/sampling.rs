@@ -1,6 +1,6 @@
 //! How the next token is chosen: the settings.
 
-use crate::bundle::GenerationDefaults;
+use niwaki_bundle::GenerationDefaults;
 
 /// How the next token is chosen: a chain of repetition penalty, temperature, top-k, top-p and min-p in this
 /// order, as transformers has it, then a draw.

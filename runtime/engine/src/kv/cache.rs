@@ -1,6 +1,6 @@
 //! A paged cache: pages of 64 positions per layer, allocated when first written.
 
-use crate::graph::KvLayer;
+use niwaki_bundle::graph::KvLayer;
 use niwaki_kernels::{Kernels, KvElement, KvFormat, KvPage, PAGE_TOKENS, Rows};
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use super::steps::{Step, Sum};
 use super::turn::Turn;
 use super::value_pool::Slot;
-use crate::bundle::Bundle;
-use crate::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
+use niwaki_bundle::Bundle;
+use niwaki_bundle::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
 use niwaki_kernels::{
     AttentionOptions, Kernels, MatmulInput, Matrix, Norm, Residual, Rows, RowsMut,
 };

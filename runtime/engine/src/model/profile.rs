@@ -6,7 +6,7 @@ use std::time::Duration;
 /// [`Session::start_profile`](crate::Session::start_profile).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Of each node of the [`Graph`](crate::graph::Graph), by its index there: all its runs together. What is
+    /// Of each node of the [`Graph`](niwaki_bundle::graph::Graph), by its index there: all its runs together. What is
     /// computed together with a matrix product counts for the product.
     pub nodes: Vec<Duration>,
     /// Of whole appends. What the nodes did not take went into the plan and the session around them.

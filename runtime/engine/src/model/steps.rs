@@ -4,7 +4,7 @@
 //! every value to memory only to read it again. A step computes a matrix product together with what makes its
 //! input and with the residual sum that takes its result, for the same bits.
 
-use crate::graph::{Columns, Graph, MatrixId, Op};
+use niwaki_bundle::graph::{Columns, Graph, MatrixId, Op};
 
 /// Nodes that one operator of the plan computes.
 #[derive(Clone, Copy, Debug, PartialEq)]

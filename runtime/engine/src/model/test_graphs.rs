@@ -1,6 +1,6 @@
 //! Small graphs for tests.
 
-use crate::graph::{Activation, Columns, Graph, Node, NormKind, Op};
+use niwaki_bundle::graph::{Activation, Columns, Graph, Node, NormKind, Op};
 
 const WIDTH: usize = 8;
 

@@ -4,8 +4,8 @@ use super::operator::ModelError;
 use super::profile::Profile;
 use super::value_pool::ValuePool;
 use crate::engine::Cancellation;
-use crate::graph::{Columns, Graph, RopeTable};
 use crate::kv::KvCache;
+use niwaki_bundle::graph::{Columns, Graph, RopeTable};
 use niwaki_kernels::{AttentionScratch, QuantizedRows, RopeTables, Rows, rope_angles};
 
 /// The session's cache, and what is computed once per run and not once per operator.

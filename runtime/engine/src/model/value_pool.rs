@@ -5,7 +5,7 @@
 //! is settled once per plan which values share memory.
 
 use super::steps::Step;
-use crate::graph::Graph;
+use niwaki_bundle::graph::Graph;
 use std::sync::Arc;
 use tract_core::internal::*;
 

@@ -1,0 +1,216 @@
+//! Why a command failed, and what the user can do about it.
+
+use niwaki::route::{BackendFailure, CloudError, Refusal, RouteFailure};
+use niwaki_convert::build::BuildError;
+use niwaki_convert::lower::LeftOver;
+use niwaki_convert::prune::PruneError;
+use niwaki_convert::quantize::QuantizeError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Failure of a command. The message says what was being done, the sources why it did not work.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    /// Stdout is gone or full.
+    #[error("cannot write to stdout")]
+    Stdout(#[source] io::Error),
+    /// A result could not be turned into JSON.
+    #[error("cannot write the result as JSON")]
+    Json(#[source] serde_json::Error),
+    /// An input could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// An output could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A text is not UTF-8.
+    #[error("{} is not UTF-8 text: the byte at offset {offset} does not fit", path.display())]
+    NotText { path: PathBuf, offset: usize },
+    /// A text has too few tokens to predict one.
+    #[error("{} has nothing to predict: it holds fewer than two tokens", path.display())]
+    NothingToScore { path: PathBuf },
+    /// The model is neither a bundle, nor an export folder, nor ONNX.
+    #[error("{} is not a model", path.display())]
+    NotAModel { path: PathBuf },
+    /// Only bundles are measured.
+    #[error("{} is an ONNX model, not a bundle", path.display())]
+    NotABundle { path: PathBuf },
+    /// A test needs a longer context than the model has.
+    #[error("the tests take a context of {tokens} tokens, {} has {context_tokens}", path.display())]
+    TestTooLong {
+        path: PathBuf,
+        tokens: usize,
+        context_tokens: usize,
+    },
+    /// The bundle was refused.
+    #[error("cannot open {}", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: niwaki::OpenError,
+    },
+    /// The model has no tokenizer, so it reads ids but no text.
+    #[error("{} has no tokenizer", path.display())]
+    NoTokenizer { path: PathBuf },
+    /// The model's tokenizer would not encode a text.
+    #[error("the tokenizer of {} does not encode this text", path.display())]
+    Encode {
+        path: PathBuf,
+        #[source]
+        source: niwaki::TextError,
+    },
+    /// The model has no beginning-of-text token, and one was asked for.
+    #[error("{} has no beginning-of-text token", path.display())]
+    NoBos { path: PathBuf },
+    /// There is no token to start from.
+    #[error("the prompt is empty, and {} has no beginning-of-text token to start from", path.display())]
+    EmptyPrompt { path: PathBuf },
+    /// No bundle could be made of the model.
+    #[error("cannot make a bundle of {}", path.display())]
+    Build {
+        path: PathBuf,
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// The model could not be quantized.
+    #[error("cannot quantize {}", path.display())]
+    Quantize {
+        path: PathBuf,
+        #[source]
+        source: QuantizeError,
+    },
+    /// The model could not be pruned.
+    #[error("cannot prune {}", path.display())]
+    Prune {
+        path: PathBuf,
+        #[source]
+        source: Box<PruneError>,
+    },
+    /// How much to prune, and not whether.
+    #[error("--sparsity, --keep and --calibration say how to prune, and --prune METHOD is missing")]
+    AmountWithoutMethod,
+    /// Wanda has nothing to measure with.
+    #[error("pruning by wanda needs a text to measure on")]
+    NoCalibration,
+    /// The model would not run.
+    #[error("{} does not run", path.display())]
+    Session {
+        path: PathBuf,
+        #[source]
+        source: niwaki::SessionError,
+    },
+    /// Generation stopped.
+    #[error("generation stopped")]
+    Generate(#[source] niwaki::GenerateError),
+    /// There is no chat template that works.
+    #[error("cannot chat with the template of {}", path.display())]
+    Template {
+        path: PathBuf,
+        #[source]
+        source: niwaki::TemplateError,
+    },
+    /// The prompt was not answered, neither here nor elsewhere.
+    #[error(transparent)]
+    Route(#[from] niwaki::route::RouteError),
+    /// The endpoint cannot be used.
+    #[error("cannot use the endpoint")]
+    Endpoint(#[source] niwaki::route::CloudError),
+    /// The calls are not the JSON they should be.
+    #[error("{} is not a list of calls", path.display())]
+    CallsSyntax {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A call makes no sense.
+    #[error("{}: call \"{name}\" {problem}", path.display())]
+    Calls {
+        path: PathBuf,
+        name: String,
+        problem: &'static str,
+    },
+    /// The model refused a call.
+    #[error("call \"{name}\" does not run")]
+    Call {
+        name: String,
+        #[source]
+        source: niwaki::SessionError,
+    },
+}
+
+impl CommandError {
+    /// Maps a failure to read `path`.
+    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> CommandError + use<> {
+        let path = path.to_owned();
+        move |source| CommandError::Read { path, source }
+    }
+
+    /// Maps a failure to write `path`.
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> CommandError + use<> {
+        let path = path.to_owned();
+        move |source| CommandError::Write { path, source }
+    }
+
+    /// The nodes that did not lower, when that is what failed.
+    pub(super) fn not_lowered(&self) -> Option<&[LeftOver]> {
+        match self {
+            CommandError::Build { source, .. } => source.not_lowered(),
+            _ => None,
+        }
+    }
+
+    /// Whether the reader of stdout went away, which is no failure.
+    pub(super) fn is_broken_pipe(&self) -> bool {
+        matches!(self, CommandError::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// What the user can do, where that is not plain from the message.
+    pub(super) fn hint(&self) -> Option<String> {
+        let hint = match self {
+            CommandError::NotAModel { .. } => {
+                "give a .niwaki bundle, an .onnx file, or the folder an exporter wrote (with model.onnx)"
+            }
+            CommandError::NoTokenizer { .. } => {
+                "put tokenizer.json beside the model and build the bundle again"
+            }
+            CommandError::NotABundle { .. } => "make one with niwaki build",
+            CommandError::TestTooLong { .. } => "ask for shorter prompts or a smaller depth",
+            CommandError::Template {
+                source: niwaki::TemplateError::Missing,
+                ..
+            } => "give a template with --template FILE, or continue a text with `niwaki run`",
+            CommandError::NoCalibration => {
+                "give --calibration FILE, or prune by magnitude, which needs no text"
+            }
+            CommandError::NoBos { .. } => "choose --bos none",
+            CommandError::CallsSyntax { .. } => {
+                "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"
+            }
+            CommandError::Endpoint(CloudError::PlaintextForbidden { .. }) => {
+                "--cloud-allow-plaintext allows it"
+            }
+            CommandError::Route(error) => match &error.failure {
+                RouteFailure::Failed(BackendFailure::Cloud(CloudError::Unauthorized {
+                    ..
+                })) => "put the key into NIWAKI_CLOUD_API_KEY",
+                RouteFailure::Refused(Refusal::NoEndpoint) => {
+                    "give --cloud-endpoint and --cloud-model"
+                }
+                _ => return None,
+            },
+            CommandError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "the folder has to exist"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

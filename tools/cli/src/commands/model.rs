@@ -1,0 +1,227 @@
+//! Opening what the user calls a model: a bundle, an export folder or an ONNX file.
+
+use super::build::write_bundle;
+use super::error::CommandError;
+use super::staging::Scratch;
+use clap::{Args, ValueEnum};
+use niwaki::{Engine, KvElement, OpenOptions, Session, Tokenizer};
+use niwaki_bundle::MAGIC;
+use niwaki_convert::build::Weights;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+/// Options of every command that runs a model.
+#[derive(Args, Default)]
+pub(super) struct EngineArgs {
+    /// Threads to compute with; by default as many as there are fast cores.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// How keys and values are kept; by default as the engine chooses.
+    #[arg(long, value_enum)]
+    kv: Option<KeptAs>,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum KeptAs {
+    /// Integers of 8 bits with scales.
+    I8,
+    /// Half precision.
+    F16,
+    /// Full precision.
+    F32,
+}
+
+impl KeptAs {
+    pub(super) fn element(self) -> KvElement {
+        match self {
+            KeptAs::I8 => KvElement::I8,
+            KeptAs::F16 => KvElement::F16,
+            KeptAs::F32 => KvElement::F32,
+        }
+    }
+}
+
+impl EngineArgs {
+    /// Computing with this many threads.
+    pub(super) fn with_threads(threads: Option<NonZeroUsize>) -> EngineArgs {
+        EngineArgs { threads, kv: None }
+    }
+
+    /// Threads to compute with; 0 for as many as there are fast cores.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or(0, NonZeroUsize::get)
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
+            threads: self.threads(),
+            kv: self.kv.map(KeptAs::element),
+            ..OpenOptions::default()
+        }
+    }
+}
+
+/// An opened model and where it came from.
+pub(super) struct Model {
+    path: PathBuf,
+    engine: Engine,
+    /// Holds the bundle when the model is ONNX.
+    _scratch: Option<Scratch>,
+}
+
+/// Opens a model. ONNX is lowered to a temporary bundle that computes what the ONNX operators mean: all in f32,
+/// quantized weights expanded.
+pub(super) fn open(path: &Path, args: &EngineArgs) -> Result<Model, CommandError> {
+    open_with(path, None, args, Weights::AsExported)
+}
+
+/// As [`open`]; an ONNX file's configuration and tokenizer come from another folder.
+pub(super) fn open_beside(
+    path: &Path,
+    companions: &Path,
+    args: &EngineArgs,
+) -> Result<Model, CommandError> {
+    open_with(path, Some(companions), args, Weights::AsExported)
+}
+
+/// Opens a model; ONNX is lowered to a temporary bundle with these weights.
+pub(super) fn open_with(
+    path: &Path,
+    companions: Option<&Path>,
+    args: &EngineArgs,
+    weights: Weights,
+) -> Result<Model, CommandError> {
+    let (bundle, scratch) = match kind(path)? {
+        Kind::Bundle => (path.to_owned(), None),
+        Kind::Onnx => {
+            let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
+            let bundle = scratch.path().join("model.niwaki");
+            write_bundle(path, companions, &bundle, weights)?;
+            (bundle, Some(scratch))
+        }
+    };
+    let engine = Engine::open(&bundle, &args.options()).map_err(|source| CommandError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Model {
+        path: path.to_owned(),
+        engine,
+        _scratch: scratch,
+    })
+}
+
+impl Model {
+    /// What the user called it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// A session with an empty context.
+    pub(super) fn session(&self) -> Result<Session, CommandError> {
+        self.engine
+            .session()
+            .map_err(|source| CommandError::Session {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    pub(super) fn tokenizer(&self) -> Result<&Tokenizer, CommandError> {
+        self.engine
+            .tokenizer()
+            .ok_or_else(|| CommandError::NoTokenizer {
+                path: self.path.clone(),
+            })
+    }
+
+    /// The token that begins a text, if the model has one.
+    pub(super) fn bos(&self) -> Option<u32> {
+        self.engine.generation_defaults().bos_token
+    }
+
+    /// The tokens of a prompt, with the beginning-of-text token before them if the model has one and `bos` asks
+    /// for it.
+    pub(super) fn encode_prompt(&self, prompt: &str, bos: bool) -> Result<Vec<u32>, CommandError> {
+        let mut tokens = self.encode(prompt, bos)?;
+        if let Some(first) = self.bos().filter(|_| bos)
+            && tokens.first() != Some(&first)
+        {
+            tokens.insert(0, first);
+        }
+        if tokens.is_empty() {
+            return Err(CommandError::EmptyPrompt {
+                path: self.path.clone(),
+            });
+        }
+        Ok(tokens)
+    }
+
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CommandError> {
+        self.tokenizer()?
+            .encode(text, add_special)
+            .map_err(|source| CommandError::Encode {
+                path: self.path.clone(),
+                source,
+            })
+    }
+}
+
+/// Whether a tokenizer itself puts the beginning-of-text token before every text.
+pub(super) fn adds_first(
+    tokenizer: &Tokenizer,
+    bos: u32,
+    path: &Path,
+) -> Result<bool, CommandError> {
+    let tokens = tokenizer
+        .encode("a", true)
+        .map_err(|source| CommandError::Encode {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(tokens.first() == Some(&bos))
+}
+
+/// What lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A .niwaki bundle.
+    Bundle,
+    /// An ONNX file or a folder that should hold one.
+    Onnx,
+}
+
+/// Looks at a path: folders and .onnx files are exports, everything else has to begin as a bundle does.
+pub(super) fn kind(path: &Path) -> Result<Kind, CommandError> {
+    let metadata = std::fs::metadata(path).map_err(CommandError::read(path))?;
+    if metadata.is_dir()
+        || path
+            .extension()
+            .is_some_and(|extension| extension == "onnx")
+    {
+        return Ok(Kind::Onnx);
+    }
+    let mut begins = Vec::with_capacity(MAGIC.len());
+    File::open(path)
+        .and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut begins))
+        .map_err(CommandError::read(path))?;
+    // A bundle by name goes to the engine, which says what is wrong with it.
+    if begins == MAGIC
+        || path
+            .extension()
+            .is_some_and(|extension| extension == "niwaki")
+    {
+        Ok(Kind::Bundle)
+    } else {
+        Err(CommandError::NotAModel {
+            path: path.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,349 @@
+//! `niwaki prune`: ONNX to ONNX with the least important weights set to zero.
+
+use super::error::CommandError;
+use super::eval::{Bos, beginnings, read_text};
+use super::model::{self, EngineArgs, Model};
+use super::staging::{Scratch, Staging};
+use super::{print, print_json};
+use crate::terminal::{self, Progress, Table};
+use clap::{Args, ValueEnum};
+use niwaki_convert::evaluate::{TokenStream, evaluate};
+use niwaki_convert::export::Export;
+use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
+use niwaki_convert::prune::{
+    Calibration, Pattern, PruneError, PruneOptions, PruneReport, prune_model,
+};
+use serde::Serialize;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Set the least important weights of an ONNX model to zero.
+///
+/// The projections inside the decoder's layers are pruned; embeddings and the output head are not. The result is
+/// standard ONNX with the same tensors, so every tool that takes the input takes the output. Prune before
+/// quantizing.
+#[derive(Args)]
+pub(super) struct PruneArgs {
+    /// The model to read; its external data, configuration and tokenizer are found beside it.
+    #[arg(value_name = "IN.onnx")]
+    input: PathBuf,
+    /// The model to write.
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: PathBuf,
+    /// Which weights are the least important.
+    #[arg(long, value_enum, default_value_t = Method::Wanda)]
+    method: Method,
+    #[command(flatten)]
+    amount: PruneAmount,
+    /// A text that the model was not trained on, to measure what pruning costs.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Print what was pruned as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Measures of a weight's importance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Method {
+    /// Magnitude times the norm of the input it meets, on a calibration text (Sun et al., 2024).
+    Wanda,
+    /// Magnitude alone; needs no text.
+    Magnitude,
+}
+
+/// How much is pruned, and on which text importance is measured.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PruneAmount {
+    /// Share of the weights that become zero, 0 to 1; 0.5 if nothing is said.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    sparsity: Option<f64>,
+    /// Keep M of every N weights along the input instead, as in 2:4.
+    #[arg(long, value_name = "M:N", conflicts_with = "sparsity")]
+    keep: Option<Kept>,
+    /// UTF-8 text like those the model will see: wanda measures on it.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Tokens of the calibration text that are used. Memory grows with them: one row of the model's width each.
+    #[arg(long, default_value = "8192", value_name = "N")]
+    calibration_tokens: NonZeroUsize,
+}
+
+/// Half of the weights.
+const DEFAULT_SPARSITY: f64 = 0.5;
+
+/// Tokens that see each other in calibration and evaluation.
+const WINDOW_TOKENS: usize = 256;
+
+/// `M:N`.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    kept: usize,
+    of: usize,
+}
+
+impl FromStr for Kept {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Kept, String> {
+        let parsed = text
+            .split_once(':')
+            .and_then(|(kept, of)| Some((kept.parse().ok()?, of.parse().ok()?)));
+        match parsed {
+            Some((kept, of)) if 0 < kept && kept < of && of <= 64 => Ok(Kept { kept, of }),
+            _ => Err("give two numbers, the first the smaller one, as in 2:4".to_owned()),
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
+        _ => Err("give a number from 0 to below 1".to_owned()),
+    }
+}
+
+impl PruneAmount {
+    /// For a bundle's provenance: `wanda 0.5`, `magnitude 2:4`.
+    pub(super) fn describe(&self, method: Method) -> String {
+        let method = match method {
+            Method::Wanda => "wanda",
+            Method::Magnitude => "magnitude",
+        };
+        match self.keep {
+            Some(Kept { kept, of }) => format!("{method} {kept}:{of}"),
+            None => format!("{method} {}", self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
+        }
+    }
+
+    /// Whether anything was said.
+    pub(super) fn is_given(&self) -> bool {
+        self.sparsity.is_some() || self.keep.is_some() || self.calibration.is_some()
+    }
+
+    fn pattern(&self) -> Pattern {
+        match self.keep {
+            Some(Kept { kept, of }) => Pattern::OfConsecutive { kept, of },
+            None => Pattern::Unstructured(self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Summary<'a> {
+    input: &'a Path,
+    output: &'a Path,
+    method: Method,
+    weights: u64,
+    zeros: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<Perplexities>,
+    #[serde(flatten)]
+    report: &'a PruneReport,
+}
+
+/// What pruning cost on a text.
+#[derive(Clone, Copy, Serialize)]
+struct Perplexities {
+    before: f64,
+    after: f64,
+}
+
+pub(super) fn run(args: &PruneArgs) -> Result<(), CommandError> {
+    let report = prune_file(
+        &args.input,
+        &args.output,
+        args.method,
+        &args.amount,
+        &args.engine,
+    )?;
+    let (weights, zeros) = report.weights_and_zeros();
+    let perplexity = match &args.text {
+        None => None,
+        Some(text) => Some(measure(args, text)?),
+    };
+    let summary = Summary {
+        input: &args.input,
+        output: &args.output,
+        method: args.method,
+        weights,
+        zeros,
+        perplexity,
+        report: &report,
+    };
+    if args.json {
+        print_json(&summary)
+    } else {
+        print(&summary.to_string())
+    }
+}
+
+/// Prunes the model at `input`, a file or an export's folder, into `output`, with progress on a terminal. Configuration
+/// and tokenizer come from beside the model.
+pub(super) fn prune_file(
+    input: &Path,
+    output: &Path,
+    method: Method,
+    amount: &PruneAmount,
+    engine: &EngineArgs,
+) -> Result<PruneReport, CommandError> {
+    let failed = |source: PruneError| CommandError::Prune {
+        path: input.to_owned(),
+        source: Box::new(source),
+    };
+    let export = Export::open(input).map_err(|source| CommandError::Build {
+        path: input.to_owned(),
+        source: Box::new(source.into()),
+    })?;
+
+    let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
+    let sequences = match method {
+        Method::Magnitude => None,
+        Method::Wanda => Some(calibration_tokens(&export, input, amount)?),
+    };
+    let options = PruneOptions {
+        pattern: amount.pattern(),
+        calibration: sequences.as_deref().map(|sequences| Calibration {
+            sequences,
+            scratch: scratch.path(),
+            threads: engine.threads(),
+        }),
+    };
+    let staging = Staging::new(output).map_err(CommandError::write(output))?;
+    let progress = Progress::share("pruning");
+    let model = OnnxModel::open(&export.model).map_err(|error| failed(error.into()))?;
+    let (pruned, report) = prune_model(&model, &export.facts(), &options, &mut |share| {
+        progress.at(share)
+    })
+    .map_err(failed)?;
+    write_model(&pruned, &staging.path(), WeightLocation::Automatic)
+        .map_err(|error| failed(error.into()))?;
+    // The mapped input may be the file that the output replaces.
+    drop((pruned, model));
+    staging.publish().map_err(CommandError::write(output))?;
+    Ok(report)
+}
+
+/// The calibration text in windows.
+fn calibration_tokens(
+    export: &Export,
+    input: &Path,
+    amount: &PruneAmount,
+) -> Result<Vec<Vec<u32>>, CommandError> {
+    let path = amount
+        .calibration
+        .as_deref()
+        .ok_or(CommandError::NoCalibration)?;
+    let text = read_text(path)?;
+    let json = export
+        .tokenizer
+        .as_deref()
+        .ok_or_else(|| CommandError::NoTokenizer {
+            path: input.to_owned(),
+        })?;
+    let encode = |source| CommandError::Encode {
+        path: input.to_owned(),
+        source,
+    };
+    let tokenizer = niwaki::Tokenizer::from_bytes(json).map_err(encode)?;
+    let beginnings = Bos::Auto.beginnings(export.begin_token_id(), &tokenizer, input)?;
+    let stream = TokenStream::encode(&text, &tokenizer, beginnings).map_err(encode)?;
+    let context = export.facts().context_tokens.unwrap_or(WINDOW_TOKENS);
+    let mut left = amount.calibration_tokens.get();
+    let mut sequences = vec![];
+    for mut window in stream.windows(WINDOW_TOKENS.min(context)) {
+        // The last token of a window is only predicted.
+        window.truncate((window.len() - 1).min(left));
+        left -= window.len();
+        sequences.push(window);
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(sequences)
+}
+
+fn measure(args: &PruneArgs, text: &Path) -> Result<Perplexities, CommandError> {
+    let before = model::open(&args.input, &args.engine)?;
+    let tokens = read_text(text)?;
+    let stream = TokenStream::encode(
+        &tokens,
+        before.tokenizer()?,
+        beginnings(&before, Bos::Auto)?,
+    )
+    .map_err(|source| CommandError::Encode {
+        path: args.input.clone(),
+        source,
+    })?;
+    let perplexity = |model: &Model| {
+        let windows = stream.windows(WINDOW_TOKENS.min(model.engine().context_tokens()));
+        let progress = Progress::steps("windows", windows.len());
+        let evaluation =
+            evaluate(model.engine(), windows, || progress.step()).map_err(|source| {
+                CommandError::Session {
+                    path: model.path().to_owned(),
+                    source,
+                }
+            })?;
+        if evaluation.choices.is_empty() {
+            return Err(CommandError::NothingToScore {
+                path: text.to_owned(),
+            });
+        }
+        Ok(evaluation.perplexity())
+    };
+    let first = perplexity(&before)?;
+    let folder = args
+        .input
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let after = model::open_beside(&args.output, folder.unwrap_or(Path::new(".")), &args.engine)?;
+    Ok(Perplexities {
+        before: first,
+        after: perplexity(&after)?,
+    })
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share =
+            |part: u64, whole: u64| format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64);
+        let mut table = Table::new(["matrix", "shape", "zeros", "error"]);
+        for matrix in &self.report.pruned {
+            let weights = (matrix.rows * matrix.columns) as u64;
+            table.row([
+                matrix.node.clone(),
+                format!("{} x {}", matrix.rows, matrix.columns),
+                share(matrix.zeros, weights),
+                format!("{:.3}", matrix.relative_error),
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        writeln!(
+            f,
+            "pruned {} of {} weights in {} matrices ({}): {}",
+            terminal::count(self.zeros),
+            terminal::count(self.weights),
+            self.report.pruned.len(),
+            share(self.zeros, self.weights),
+            self.output.display(),
+        )?;
+        if let Some(Perplexities { before, after }) = self.perplexity {
+            let change = terminal::percent_change(after, before);
+            writeln!(
+                f,
+                "perplexity {before:.3} before, {after:.3} after: {change}"
+            )?;
+        }
+        for left in &self.report.left {
+            writeln!(f, "left as it is: {}: {}", left.node, left.reason)?;
+        }
+        Ok(())
+    }
+}

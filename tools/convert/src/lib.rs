@@ -1,0 +1,11 @@
+//! From an exported ONNX model to a bundle, offline: read, lower, prune, quantize, pack, and measure what it cost.
+//!
+//! Nothing of this ends up in an app. The `niwaki` command is one user of it.
+
+pub mod build;
+pub mod evaluate;
+pub mod export;
+pub mod lower;
+pub mod onnx;
+pub mod prune;
+pub mod quantize;

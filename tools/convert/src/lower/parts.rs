@@ -1,0 +1,107 @@
+//! The constants of a lowered graph: matrices as the export stores them, and vectors.
+
+use super::matrix::{MatrixSource, RowsOut};
+use niwaki_bundle::graph::{MatrixId, VectorId};
+use niwaki_kernels::MatrixFormat;
+
+/// One matrix of the lowered graph: sources stacked row upon row.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Name for people.
+    pub name: String,
+    /// What it is stacked of; all have the same number of columns.
+    pub stack: Vec<MatrixSource>,
+}
+
+impl Matrix {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.stack.iter().map(MatrixSource::rows).sum()
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.stack.first().map_or(0, MatrixSource::cols)
+    }
+
+    /// Whether the export already holds it in integers.
+    pub fn is_quantized(&self) -> bool {
+        self.stack.iter().all(MatrixSource::is_quantized)
+    }
+
+    /// How it can be packed with no change of any value, and why integers had to become floats, if they had to.
+    pub fn exact_format(&self) -> (MatrixFormat, Option<&'static str>) {
+        // Stacks are only made of sources with equal formats.
+        self.stack
+            .first()
+            .map_or((MatrixFormat::F32, None), MatrixSource::exact_format)
+    }
+
+    /// Rows `range`, in pieces: a piece ends where a source ends.
+    pub fn read_rows(&self, range: std::ops::Range<usize>, format: &MatrixFormat) -> Vec<RowsOut> {
+        let mut pieces = vec![];
+        let mut first = 0;
+        for source in &self.stack {
+            let last = first + source.rows();
+            let (start, end) = (range.start.max(first), range.end.min(last));
+            if start < end {
+                pieces.push(source.read_rows(start - first..end - first, format));
+            }
+            first = last;
+        }
+        pieces
+    }
+
+    /// One row as numbers.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        let mut first = 0;
+        for source in &self.stack {
+            if row < first + source.rows() {
+                return source.read_row(row - first, out);
+            }
+            first += source.rows();
+        }
+    }
+}
+
+/// All constants of a lowered graph, in the order of their ids.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Matrices by [`MatrixId`].
+    pub matrices: Vec<Matrix>,
+    /// Vectors by [`VectorId`], with a name each.
+    pub vectors: Vec<(String, Vec<f32>)>,
+}
+
+impl Parts {
+    /// The id of a matrix; one with the same values is used again.
+    pub(super) fn matrix(&mut self, name: &str, source: &MatrixSource) -> MatrixId {
+        let held = self
+            .matrices
+            .iter()
+            .position(|matrix| matrix.stack.len() == 1 && matrix.stack[0].same_values(source));
+        held.unwrap_or_else(|| {
+            self.matrices.push(Matrix {
+                name: name.to_owned(),
+                stack: vec![source.clone()],
+            });
+            self.matrices.len() - 1
+        })
+    }
+
+    /// The id of a vector; one with the same values is used again.
+    pub(super) fn vector(&mut self, name: &str, values: Vec<f32>) -> VectorId {
+        let same = |held: &[f32]| {
+            held.len() == values.len()
+                && held
+                    .iter()
+                    .zip(&values)
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        if let Some(held) = self.vectors.iter().position(|(_, held)| same(held)) {
+            return held;
+        }
+        self.vectors.push((name.to_owned(), values));
+        self.vectors.len() - 1
+    }
+}
