@@ -3,6 +3,7 @@
 use super::layout::{FORMAT_VERSION, SectionKind};
 use crate::graph::GraphError;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// The part of a bundle an error speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +31,12 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 pub enum BundleError {
     /// The operating system would not open, size or map the file.
-    #[error("cannot {action} the bundle")]
+    #[error("cannot {action} {}", in_words(path))]
     Io {
         /// What was tried: open, measure, map.
         action: &'static str,
+        /// The file, where it was opened by its path.
+        path: Option<PathBuf>,
         /// The system's answer.
         #[source]
         source: std::io::Error,
@@ -51,9 +54,18 @@ pub enum BundleError {
         "not a .niwaki bundle: the magic bytes at offset 0 are missing; make one with `niwaki build`"
     )]
     NotABundle,
+    /// A format that this version does not read any more.
+    #[error(
+        "bundle format {found} is older than the one this version of niwaki reads ({FORMAT_VERSION}); \
+         make the bundle again from its export, with `niwaki build`"
+    )]
+    OldVersion {
+        /// Format version in the file.
+        found: u32,
+    },
     /// A format this version does not know.
     #[error(
-        "bundle format {found} is not the format this version of niwaki reads ({FORMAT_VERSION}); \
+        "bundle format {found} is newer than the one this version of niwaki reads ({FORMAT_VERSION}); \
          it needs niwaki {needs}, or pack the model again with this version"
     )]
     UnsupportedVersion {
@@ -139,7 +151,26 @@ pub enum BundleError {
     },
 }
 
+fn in_words(path: &Option<PathBuf>) -> String {
+    match path {
+        Some(path) => path.display().to_string(),
+        None => "the bundle".to_owned(),
+    }
+}
+
 impl BundleError {
+    /// Names the file that a system's answer is about.
+    pub(crate) fn of_file(self, name: &Path) -> Self {
+        match self {
+            BundleError::Io { action, source, .. } => BundleError::Io {
+                action,
+                path: Some(name.to_owned()),
+                source,
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn invalid(place: Place, offset: u64, problem: impl Into<String>) -> Self {
         BundleError::Invalid {
             place,

@@ -6,7 +6,7 @@ use std::fmt;
 /// First bytes of every bundle.
 pub const MAGIC: [u8; 8] = *b"NIWAKI\0\0";
 /// Version of the format written and read here.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The oldest niwaki that reads [`FORMAT_VERSION`]; stored so that an older one can say what it lacks.
 pub const NEEDS_VERSION: &str = "0.1.0";
 /// Length of the header, and where the first section starts.
@@ -198,7 +198,10 @@ impl Header {
         };
         // The version comes first: a later format may change everything after it but the place of `needs`.
         let version = u32_at(bytes, VERSION_AT).ok_or_else(truncated)?;
-        if version != FORMAT_VERSION {
+        if version < FORMAT_VERSION {
+            return Err(BundleError::OldVersion { found: version });
+        }
+        if version > FORMAT_VERSION {
             return Err(BundleError::UnsupportedVersion {
                 found: version,
                 needs: needs(bytes),

@@ -22,4 +22,4 @@ pub use layout::{
 };
 pub use manifest::{Manifest, Provenance, SourceFile};
 pub use open::{Bundle, Verify};
-pub use weight_table::{ElementKind, MatrixEntry, ScaleKind, VectorEntry, WeightTable};
+pub use weight_table::{ElementKind, MatrixEntry, RowOrigin, ScaleKind, VectorEntry, WeightTable};

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How much of a bundle is compared with its hashes when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Bundle {
     map: Map,
     header: Header,
     manifest: Manifest,
-    graph: Graph,
+    graph: Arc<Graph>,
     weight_table: WeightTable,
     matrix_ranges: Vec<Range<usize>>,
     vector_ranges: Vec<Range<usize>>,
@@ -43,10 +44,12 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`] for a file that cannot be read or is not a valid bundle.
     pub fn open(path: impl AsRef<Path>, verify: Verify) -> Result<Bundle, BundleError> {
-        let file = File::open(path).map_err(|source| BundleError::Io {
-            action: "open",
-            source,
-        })?;
+        let path = path.as_ref();
+        Self::open_path(path, verify).map_err(|error| error.of_file(path))
+    }
+
+    fn open_path(path: &Path, verify: Verify) -> Result<Bundle, BundleError> {
+        let file = File::open(path).map_err(io("open"))?;
         let length = file_bytes(&file)?;
         Self::open_file(&file, 0, Some(length), verify)
     }
@@ -153,7 +156,7 @@ impl Bundle {
             map,
             header,
             manifest,
-            graph,
+            graph: Arc::new(graph),
             weight_table,
             matrix_ranges,
             vector_ranges,
@@ -168,7 +171,7 @@ impl Bundle {
     }
 
     /// The lowered graph, checked against the weights.
-    pub fn graph(&self) -> &Graph {
+    pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
     }
 
@@ -230,14 +233,16 @@ impl std::fmt::Debug for Bundle {
     }
 }
 
+fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> BundleError {
+    move |source| BundleError::Io {
+        action,
+        path: None,
+        source,
+    }
+}
+
 fn file_bytes(file: &File) -> Result<u64, BundleError> {
-    Ok(file
-        .metadata()
-        .map_err(|source| BundleError::Io {
-            action: "measure",
-            source,
-        })?
-        .len())
+    Ok(file.metadata().map_err(io("measure"))?.len())
 }
 
 fn map_part(file: &File, offset: u64, available: u64) -> Result<Map, BundleError> {
@@ -245,18 +250,12 @@ fn map_part(file: &File, offset: u64, available: u64) -> Result<Map, BundleError
     let length = usize::try_from(available)
         .ok()
         .filter(|length| isize::try_from(*length).is_ok())
-        .ok_or_else(|| BundleError::Io {
-            action: "map",
-            source: too_large(),
-        })?;
+        .ok_or_else(|| io("map")(too_large()))?;
     if length == 0 {
         // Some systems refuse to map nothing; an empty file is no bundle anyway.
         return Err(BundleError::NotABundle);
     }
-    Map::new(file, offset, length).map_err(|source| BundleError::Io {
-        action: "map",
-        source,
-    })
+    Map::new(file, offset, length).map_err(io("map"))
 }
 
 /// The bytes of a section that [`Header::decode`] found to lie inside the bundle.

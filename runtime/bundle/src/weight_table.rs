@@ -25,6 +25,9 @@ pub struct WeightTable {
 pub struct MatrixEntry {
     /// Name for people: the exported initializer's.
     pub name: String,
+    /// Which nodes of the export its rows come from, where they are several: projections that were joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<RowOrigin>,
     /// How one value is stored.
     pub element: ElementKind,
     /// Columns that share a scale; 0 for floats.
@@ -44,6 +47,16 @@ pub struct MatrixEntry {
     pub offset: u64,
     /// Bytes, exactly what the format takes for rows x cols.
     pub length: u64,
+}
+
+/// Where consecutive rows of a matrix come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowOrigin {
+    /// The exported graph's node.
+    pub node: String,
+    /// How many rows.
+    pub rows: usize,
 }
 
 /// A vector of `f32`.
@@ -104,6 +117,7 @@ impl MatrixEntry {
         };
         MatrixEntry {
             name,
+            origins: Vec::new(),
             element,
             block: if quantized { format.block } else { 0 },
             scale: quantized.then_some(scale),
@@ -162,6 +176,13 @@ impl WeightTable {
             let (rows, cols) = (matrix.rows, matrix.cols);
             if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
                 return fail(format!("{rows} x {cols} is not a possible size"));
+            }
+            let of_origins = matrix
+                .origins
+                .iter()
+                .try_fold(0usize, |sum, origin| sum.checked_add(origin.rows));
+            if !matrix.origins.is_empty() && of_origins != Some(rows) {
+                return fail(format!("its origins do not have {rows} rows together"));
             }
             match format.size_bytes(rows, cols) {
                 Some(size) if size as u64 == matrix.length => {}

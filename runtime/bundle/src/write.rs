@@ -3,7 +3,7 @@
 use crate::graph::{Graph, GraphError, MatrixId, VectorId};
 use crate::{
     Bundle, BundleError, GenerationDefaults, HEADER_BYTES, Header, Manifest, MatrixEntry,
-    SECTION_ALIGNMENT, SectionEntry, SectionKind, VectorEntry, Verify, WEIGHT_ALIGNMENT,
+    RowOrigin, SECTION_ALIGNMENT, SectionEntry, SectionKind, VectorEntry, Verify, WEIGHT_ALIGNMENT,
     WeightTable,
 };
 use niwaki_kernels::MatrixFormat;
@@ -355,6 +355,13 @@ pub struct MatrixWriter<'a> {
 }
 
 impl MatrixWriter<'_> {
+    /// Says which nodes of the export the rows come from, when they are several.
+    #[must_use]
+    pub fn with_origins(mut self, origins: Vec<RowOrigin>) -> Self {
+        self.entry.origins = origins;
+        self
+    }
+
     /// Appends packed bytes.
     ///
     /// # Errors

@@ -112,7 +112,7 @@ fn what_was_written_is_read_back() {
     );
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(
-        *bundle.graph(),
+        **bundle.graph(),
         Decoder::TINY.write(&folder.path().join("again.niwaki"), 1)
     );
     let embedding = bundle.matrix(0).unwrap();

@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..OpenOptions::default()
     };
     let engine = Engine::open(model, &options)?;
-    let vocabulary = engine.graph().vocabulary as u32;
+    let vocabulary = engine.token_ids() as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32)
         .map(|index| index.wrapping_mul(7919) % vocabulary)
         .collect();

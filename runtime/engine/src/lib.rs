@@ -18,25 +18,25 @@
 //! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
 //! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
 
-mod engine;
 mod generate;
 mod kv;
 mod model;
 #[cfg(feature = "route")]
 pub mod route;
+mod session;
 mod text;
 
-pub use engine::{
-    Backing, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError,
-    OpenOptions, Session, SessionError,
-};
 pub use generate::{
     Candidate, Candidates, Chat, ChatRequest, ContextEnd, FinishReason, GenerateError,
     GenerateOptions, Generation, InvalidSampling, Random, RepetitionPenalty, Reply, Sampler,
     Sampling, SamplingStep, Token, TokenStream,
 };
-pub use model::{ModelError, Profile};
+pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
+pub use session::{
+    Backing, BatchError, Cancellation, Checkpoint, Engine, Logits, LogitsFor, MemoryPart,
+    MemoryPlan, OpenError, OpenOptions, Outputs, Session, SessionError, Step,
+};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 
 pub use niwaki_bundle::{self as bundle, Verify, graph};

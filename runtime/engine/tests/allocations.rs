@@ -54,7 +54,7 @@ fn allocations_by_token(layers: usize) -> Vec<(usize, usize)> {
         let allocations = ALLOCATIONS.load(Ordering::Relaxed);
         (allocations, BYTES.load(Ordering::Relaxed))
     };
-    let tokens = Random(1).tokens(PAGE_TOKENS, engine.graph().vocabulary);
+    let tokens = Random(1).tokens(PAGE_TOKENS, engine.token_ids());
     let decode = |token: &u32| {
         let before = counts();
         session.append(&[*token], LogitsFor::LastToken).unwrap();

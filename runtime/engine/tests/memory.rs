@@ -57,7 +57,7 @@ fn measure(bundle: &Path) -> u64 {
     });
     let engine = Engine::open(bundle, &OPTIONS).unwrap();
     let context = engine.context_tokens();
-    let tokens = Random(1).tokens(context, engine.graph().vocabulary);
+    let tokens = Random(1).tokens(context, engine.token_ids());
     let mut session = engine.session().unwrap();
     let (prompt, rest) = tokens.split_at(context - 20);
     session.append(prompt, LogitsFor::LastToken).unwrap();

@@ -177,6 +177,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             scale: 0.125,
             softcap: None,
             window: None,
+            whole: None,
         };
         let width = 8 * head_dim;
         let query = Rows::contiguous(&x, 1, width);

@@ -1,5 +1,7 @@
 //! Matrices of activations: rows of `width` numbers, `stride` numbers apart.
 
+use std::ops::Range;
+
 /// Activations to read: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
@@ -53,6 +55,23 @@ impl<'a> Rows<'a> {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         &self.data[index * self.stride..][..self.width]
     }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(&self, rows: Range<usize>) -> Rows<'a> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        let data = match rows.is_empty() {
+            true => &[],
+            false => &self.data[rows.start * self.stride..],
+        };
+        Rows {
+            data,
+            rows: rows.len(),
+            ..*self
+        }
+    }
 }
 
 /// Activations to write: row `i` is `data[i * stride..][..width]`.
@@ -102,6 +121,24 @@ impl<'a> RowsMut<'a> {
     pub fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         &mut self.data[index * self.stride..][..self.width]
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(&mut self, rows: Range<usize>) -> RowsMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        let data = match rows.is_empty() {
+            true => &mut [],
+            false => &mut self.data[rows.start * self.stride..],
+        };
+        RowsMut {
+            data,
+            rows: rows.len(),
+            stride: self.stride,
+            width: self.width,
+        }
     }
 
     /// The same rows to read.

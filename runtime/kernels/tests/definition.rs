@@ -169,7 +169,12 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
         (KvElement::F16, 2e-3),
         (KvElement::I8, 2e-2),
     ] {
-        for window in [None, Some(1), Some(70)] {
+        for (window, whole) in [
+            (None, false),
+            (Some(1), false),
+            (Some(70), false),
+            (None, true),
+        ] {
             for softcap in [None, Some(2.0)] {
                 let kv = KvFormat {
                     kv_heads,
@@ -196,6 +201,7 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
                     scale: 0.7,
                     softcap,
                     window,
+                    whole: whole.then_some(positions),
                 };
                 let mut out = vec![0.0; tokens * heads * head_dim];
                 kernels().attention(
@@ -209,7 +215,7 @@ fn attention_is_the_softmax_weighted_mean_of_the_visible_values() {
                 for token in 0..tokens {
                     for head in 0..heads {
                         let query = &queries[(token * heads + head) * head_dim..][..head_dim];
-                        let last = past + token;
+                        let last = if whole { positions - 1 } else { past + token };
                         let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
                         let row = |x: &[f32], position: usize| -> Vec<f64> {
                             let start = (position * kv_heads + head / 2) * head_dim;

@@ -434,11 +434,11 @@ proptest! {
             let page = &mut pages[position / PAGE_TOKENS];
             kernels.write_kv(&kv, page, position % PAGE_TOKENS, &key, &value);
         };
-        let attend = |kernels: &Kernels, pages: &[Vec<u8>], queries: &[f32], first: usize| {
+        let attend = |kernels: &Kernels, pages: &[Vec<u8>], queries: &[f32], first: usize, whole: Option<usize>| {
             let count = queries.len() / (heads * head_dim);
             let mut out = vec![0.0; queries.len()];
             let options =
-                AttentionOptions { kv, heads, first_position: first, scale: 0.3, softcap, window };
+                AttentionOptions { kv, heads, first_position: first, scale: 0.3, softcap, window, whole };
             let queries = Rows::contiguous(queries, count, heads * head_dim);
             let mut rows = RowsMut::contiguous(&mut out, count, heads * head_dim);
             let mut scratch = AttentionScratch::new();
@@ -453,19 +453,26 @@ proptest! {
         for position in past..positions {
             write(&fastest, &mut pages, &mut numbers, position);
             let query: Vec<f32> = (0..heads * head_dim).map(|_| numbers.next()).collect();
-            one_by_one.extend(attend(&fastest, &pages, &query, position));
+            one_by_one.extend(attend(&fastest, &pages, &query, position, None));
             queries.extend(query);
         }
-        let together = same_everywhere(|kernels| attend(kernels, &pages, &queries, past));
+        let together = same_everywhere(|kernels| attend(kernels, &pages, &queries, past, None));
         prop_assert_eq!(bits(&one_by_one), bits(&together));
         let last = &queries[(tokens - 1) * heads * head_dim..];
-        let alone = same_everywhere(|kernels| attend(kernels, &pages, last, positions - 1));
+        let alone = same_everywhere(|kernels| attend(kernels, &pages, last, positions - 1, None));
         prop_assert_eq!(bits(&alone), bits(&together[together.len() - last.len()..]));
         let cut = tokens / 2;
         let (first, second) = queries.split_at(cut * heads * head_dim);
-        let mut chunks = attend(&fastest, &pages, first, past);
-        chunks.extend(attend(&fastest, &pages, second, past + cut));
+        let mut chunks = attend(&fastest, &pages, first, past, None);
+        chunks.extend(attend(&fastest, &pages, second, past + cut, None));
         prop_assert_eq!(bits(&chunks), bits(&together));
+        if window.is_none() {
+            // Seen as a whole, a row sees what the last one does, wherever it is.
+            let whole = same_everywhere(|kernels| attend(kernels, &pages, &queries, past, Some(positions)));
+            prop_assert_eq!(bits(&alone), bits(&whole[whole.len() - last.len()..]));
+            let moved = attend(&fastest, &pages, &queries, 0, Some(positions));
+            prop_assert_eq!(bits(&moved), bits(&whole));
+        }
     }
 
     #[test]

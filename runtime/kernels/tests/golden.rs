@@ -135,6 +135,7 @@ fn workload_hash(kernels: &Kernels) -> u64 {
                 scale: 0.3,
                 softcap,
                 window,
+                whole: None,
             };
             let mut target = RowsMut::contiguous(&mut out, tokens, width);
             let mut scratch = AttentionScratch::new();

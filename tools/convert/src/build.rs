@@ -301,7 +301,9 @@ fn write_matrix(
         source,
     };
     let (rows, cols) = (matrix.rows(), matrix.cols());
-    let mut output = writer.begin_matrix(matrix.name.clone(), format, rows, cols)?;
+    let mut output = writer
+        .begin_matrix(matrix.name.clone(), format, rows, cols)?
+        .with_origins(matrix.origins.clone());
     for first_row in (0..rows).step_by(ROWS_AT_A_TIME) {
         let range = first_row..(first_row + ROWS_AT_A_TIME).min(rows);
         let count = range.len();

@@ -129,7 +129,7 @@ pub fn evaluate(
             .zip(targets.chunks(CHUNK_TOKENS))
         {
             let logits = session.append(inputs, LogitsFor::EveryToken)?;
-            let rows = logits.as_slice().chunks_exact(logits.vocabulary());
+            let rows = logits.as_slice().chunks_exact(logits.width());
             for (row, &target) in rows.zip(targets) {
                 nats += loss(row, target);
                 choices.push(most_likely(row));

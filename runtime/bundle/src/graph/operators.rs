@@ -1,9 +1,9 @@
-//! The operators a lowered decoder is made of.
+//! The operators a lowered graph is made of.
 
-use super::{MatrixId, VectorId};
+use super::{InputId, MatrixId, VectorId};
 use serde::{Deserialize, Serialize};
 
-/// One operator and where it reads from. Its value is `[tokens, width]`.
+/// One operator and where it reads from. Its value is `[rows, width]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
@@ -30,7 +30,7 @@ pub struct Columns {
     pub width: usize,
 }
 
-/// Keys and values that one attention layer keeps.
+/// What one attention sees, and what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KvLayer {
@@ -41,6 +41,34 @@ pub struct KvLayer {
     /// A query at position `p` sees keys at positions `p - window + 1 ..= p`; all of `..= p` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
+    /// A query sees no position after its own. Without, it sees the whole sequence, which then has to come in one run:
+    /// such a layer keeps nothing.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub causal: bool,
+    /// Keys and values stay for the runs that follow.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub cached: bool,
+}
+
+impl KvLayer {
+    /// A decoder's: causal, over all positions, kept.
+    pub fn decoder(kv_heads: usize, head_dim: usize) -> KvLayer {
+        KvLayer {
+            kv_heads,
+            head_dim,
+            window: None,
+            causal: true,
+            cached: true,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// How a rotary embedding pairs the columns it rotates.
@@ -116,16 +144,40 @@ pub enum Levels {
     },
 }
 
+/// How the rows of a sequence become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean of each column.
+    Mean,
+    /// The row of the first token.
+    First,
+    /// The row of the last token.
+    Last,
+}
+
+fn is_first(input: &InputId) -> bool {
+    *input == 0
+}
+
 /// What a node computes. Inputs are listed as `[name: width]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
-    /// Row of `table` (vocabulary x width) for each token id, times `scale`. No inputs.
+    /// Row of `table` (ids x width) for the id that `input` gives each token, times `scale`. No inputs from nodes.
     Embed {
-        /// The embedding matrix, one row per token.
+        /// Whose ids: of tokens, or of their types.
+        #[serde(default, skip_serializing_if = "is_first")]
+        input: InputId,
+        /// The embedding matrix, one row per id.
         table: MatrixId,
         /// Factor on the row (1 for most models, sqrt(hidden) for Gemma).
         scale: f32,
+    },
+    /// The rows that `input` gives, as they are. No inputs from nodes.
+    Rows {
+        /// Which input.
+        input: InputId,
     },
     /// Row `position + offset` of `table`: learned absolute positions (GPT-2). No inputs.
     PositionEmbed {
@@ -165,8 +217,8 @@ pub enum Op {
         /// Columns of one head.
         head_dim: usize,
     },
-    /// Causal grouped-query attention of `[q: heads * head_dim, k: kv_heads * head_dim, v: kv_heads * head_dim]`
-    /// over the cached keys and values of `layer`, to which `k` and `v` are appended first.
+    /// Grouped-query attention of `[q: heads * head_dim, k: kv_heads * head_dim, v: kv_heads * head_dim]`
+    /// over the keys and values of `layer`, to which `k` and `v` are appended first.
     /// Width `heads * head_dim`; query head `h` reads key/value head `h / (heads / kv_heads)`.
     Attention {
         /// Index into [`Graph::layers`](super::Graph::layers).
@@ -210,6 +262,11 @@ pub enum Op {
         /// Which levels.
         levels: Levels,
     },
-    /// Keeps only the rows of `[x: width]` whose logits were asked for: the last one, or all of them.
+    /// Keeps only the rows of `[x: width]` whose results were asked for: the last ones of each sequence, or all.
     LastRows,
+    /// One row of `[x: width]` for each sequence.
+    Pool {
+        /// How.
+        pooling: Pooling,
+    },
 }

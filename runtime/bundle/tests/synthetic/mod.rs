@@ -3,7 +3,8 @@
 #![allow(dead_code, unreachable_pub)]
 
 use niwaki_bundle::graph::{
-    Activation, Columns, Graph, KvLayer, Node, NormKind, Op, PairLayout, RopeTable,
+    Activation, Columns, Graph, Input, InputKind, KvLayer, Node, NormKind, Op, Output, PairLayout,
+    RopeTable,
 };
 use niwaki_bundle::write::BundleWriter;
 use niwaki_bundle::{GenerationDefaults, Manifest};
@@ -80,6 +81,7 @@ impl Decoder {
         let mut x = nodes.add(
             "embed",
             Op::Embed {
+                input: 0,
                 table: embedding,
                 scale: 1.0,
             },
@@ -210,9 +212,8 @@ impl Decoder {
                 self.hidden,
             );
             layers.push(KvLayer {
-                kv_heads: self.kv_heads,
-                head_dim: self.head_dim,
                 window: self.window.filter(|_| layer % 2 == 1),
+                ..KvLayer::decoder(self.kv_heads, self.head_dim)
             });
         }
         let last = nodes.add("last", Op::LastRows, &[whole(x, self.hidden)], self.hidden);
@@ -232,8 +233,13 @@ impl Decoder {
             .map(|pair| 10_000f32.powf(-(pair as f32) / pairs as f32))
             .collect();
         Graph {
-            vocabulary: self.vocabulary,
             context_tokens: self.context_tokens,
+            inputs: vec![Input {
+                name: "input_ids".into(),
+                kind: InputKind::TokenIds {
+                    count: self.vocabulary,
+                },
+            }],
             layers,
             ropes: vec![RopeTable {
                 inverse_frequencies: frequencies,
@@ -241,7 +247,7 @@ impl Decoder {
                 magnitude: 1.0,
             }],
             nodes: nodes.0,
-            logits,
+            outputs: vec![Output::logits(logits)],
         }
     }
 

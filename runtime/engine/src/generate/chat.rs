@@ -2,7 +2,7 @@
 
 use super::options::{ContextEnd, FinishReason, GenerateError, GenerateOptions, Token};
 use super::run::{Beginning, Run};
-use crate::engine::{Cancellation, Engine, Session};
+use crate::session::{Cancellation, Engine, Session};
 use crate::text::{ChatTemplate, Message, Role, TemplateError, TextError};
 
 /// One turn of a conversation whose history the caller keeps: what a router or a server passes on.

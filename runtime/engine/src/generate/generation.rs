@@ -2,7 +2,7 @@
 
 use super::options::{FinishReason, GenerateError, GenerateOptions, Token};
 use super::run::{Beginning, Run};
-use crate::engine::{Cancellation, Session};
+use crate::session::{Cancellation, Session};
 
 /// Generates tokens as it is iterated. Made by [`Session::generate`].
 ///

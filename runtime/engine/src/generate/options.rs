@@ -1,7 +1,7 @@
 //! What a caller asks of a generation, and how it can end.
 
 use super::sampling::{InvalidSampling, Sampling};
-use crate::engine::SessionError;
+use crate::session::SessionError;
 use crate::text::{TemplateError, TextError};
 
 /// When to stop and how to choose.

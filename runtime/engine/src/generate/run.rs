@@ -3,7 +3,7 @@
 use super::options::{ContextEnd, FinishReason, GenerateError, GenerateOptions, Token};
 use super::sampler::Sampler;
 use super::stop_strings::StopStrings;
-use crate::engine::{Cancellation, LogitsFor, Session, SessionError};
+use crate::session::{Cancellation, LogitsFor, Session, SessionError};
 use crate::text::Detokenizer;
 
 /// A generation without its session.

@@ -2,7 +2,7 @@
 
 use super::chat::Chat;
 use super::options::{FinishReason, GenerateError, GenerateOptions, Token};
-use crate::engine::{Cancellation, Session};
+use crate::session::{Cancellation, Session};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 

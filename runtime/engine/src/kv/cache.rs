@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Keys and values of every layer.
 ///
 /// Pages are shared: a clone costs no page until one of the two writes to it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct KvCache {
     layers: Vec<LayerCache>,
     len: usize,
@@ -18,6 +18,8 @@ struct LayerCache {
     format: KvFormat,
     page_bytes: usize,
     window: Option<usize>,
+    /// Whether pages stay for the runs that follow.
+    cached: bool,
     /// Indexed by position / [`PAGE_TOKENS`].
     pages: Vec<Page>,
 }
@@ -55,6 +57,7 @@ impl KvCache {
                     format,
                     page_bytes,
                     window: layer.window,
+                    cached: layer.cached,
                     pages: Vec::new(),
                 })
             })
@@ -107,6 +110,9 @@ impl KvCache {
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
         for layer in &mut self.layers {
+            if !layer.cached {
+                layer.pages.clear();
+            }
             let Some(window) = layer.window else { continue };
             let unseen = (self.len + 1).saturating_sub(window) / PAGE_TOKENS;
             for page in layer.pages.iter_mut().take(unseen) {
@@ -126,7 +132,7 @@ impl KvCache {
                 .window
                 .map_or(0, |window| (len + 1).saturating_sub(window));
             let seen = first_seen / PAGE_TOKENS..len.div_ceil(PAGE_TOKENS);
-            // A layer whose attention does not lead to the logits has no pages at all.
+            // A layer that keeps nothing, or whose attention does not lead to an output, has no pages at all.
             layer.pages.is_empty()
                 || layer
                     .pages
@@ -222,9 +228,8 @@ mod tests {
 
     fn layer(window: Option<usize>) -> KvLayer {
         KvLayer {
-            kv_heads: 2,
-            head_dim: WIDTH / 2,
             window,
+            ..KvLayer::decoder(2, WIDTH / 2)
         }
     }
 

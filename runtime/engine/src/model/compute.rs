@@ -1,12 +1,15 @@
 //! What each graph operator does, in terms of the kernels.
 
+use super::model::Shared;
 use super::steps::{Step, Sum};
 use super::turn::Turn;
 use super::value_pool::Slot;
-use niwaki_bundle::Bundle;
-use niwaki_bundle::graph::{self, Columns, Levels, Node, NormKind, Op, VectorId};
+use super::weights::Weights;
+use niwaki_bundle::graph::{
+    self, Columns, Graph, Levels, Node, NormKind, Op, Pooling, RowSet, VectorId,
+};
 use niwaki_kernels::{
-    AttentionOptions, Kernels, MatmulInput, Matrix, Norm, Residual, Rows, RowsMut,
+    AttentionOptions, MatmulInput, Matrix, Norm, Residual, Rows, RowsMut, mean_row,
 };
 use tract_core::internal::*;
 
@@ -14,21 +17,18 @@ use tract_core::internal::*;
 pub(super) fn compute(
     step: &Step,
     slot: Slot,
-    bundle: &Bundle,
-    kernels: &Kernels,
+    kind: RowSet,
+    model: &Shared,
     turn: &mut Turn,
     inputs: &[TValue],
 ) -> TractResult<Arc<Tensor>> {
-    let node = node_of(bundle, step.node)?;
-    let available = inputs
-        .first()
-        .and_then(|input| input.shape().first())
-        .copied()
-        .context("no input")?;
-    let rows = match node.op {
-        Op::LastRows => turn.wanted_rows.min(available),
-        _ => available,
-    };
+    let Shared {
+        graph,
+        weights,
+        kernels,
+    } = model;
+    let node = node_of(graph, step.node)?;
+    let rows = turn.rows().of(kind);
     let mut output = turn.values.take(slot, rows)?;
     let mut view = Arc::get_mut(&mut output)
         .context("a value in use")?
@@ -37,35 +37,38 @@ pub(super) fn compute(
     let mut out = RowsMut::new(view.as_slice_mut::<f32>()?, rows, slot.columns, node.width);
     let out = &mut out;
     match &node.op {
-        Op::Embed { table, scale } => {
-            let tokens = inputs
+        Op::Embed { table, scale, .. } => {
+            let ids = inputs
                 .first()
-                .context("no tokens")?
+                .context("no ids")?
                 .try_as_plain_ram()?
                 .as_slice::<u32>()?;
-            let table = matrix(bundle, *table)?;
-            for (row, token) in tokens.iter().enumerate() {
+            let table = matrix(weights, *table)?;
+            for (row, id) in ids.iter().enumerate() {
                 let out = out.row(row);
                 ensure!(
-                    (*token as usize) < table.rows(),
-                    "token {token} is not in the vocabulary"
+                    (*id as usize) < table.rows(),
+                    "id {id} has no row in its table"
                 );
-                table.read_row(*token as usize, out);
+                table.read_row(*id as usize, out);
                 if *scale != 1.0 {
                     out.iter_mut().for_each(|value| *value *= scale);
                 }
             }
         }
+        Op::Rows { .. } => bail!("rows that are given are not computed"),
         Op::PositionEmbed { table, offset } => {
-            let table = matrix(bundle, *table)?;
-            let first = turn.cache.len() + offset;
-            ensure!(
-                first + rows <= table.rows(),
-                "position {} has no row",
-                table.rows()
-            );
-            for row in 0..rows {
-                table.read_row(first + row, out.row(row));
+            let table = matrix(weights, *table)?;
+            for sequence in &turn.sequences {
+                let first = sequence.cache.len() + offset;
+                ensure!(
+                    first + sequence.rows.len() <= table.rows(),
+                    "position {} has no row",
+                    table.rows()
+                );
+                for (position, row) in (first..).zip(sequence.rows.clone()) {
+                    table.read_row(position, out.row(row));
+                }
             }
         }
         Op::Norm {
@@ -76,23 +79,23 @@ pub(super) fn compute(
             bias,
         } => {
             let x = input(node, inputs, 0)?;
-            let weight = optional_vector(bundle, *weight)?;
-            let bias = optional_vector(bundle, *bias)?;
+            let weight = optional_vector(weights, *weight)?;
+            let bias = optional_vector(weights, *bias)?;
             match kind {
                 NormKind::Rms => kernels.norm_rms(&x, *group, weight, bias, *epsilon, out),
                 NormKind::Layer => kernels.norm_layer(&x, *group, weight, bias, *epsilon, out),
             }
         }
         Op::Linear { weight, bias } => {
-            let matrix = matrix(bundle, *weight)?;
-            let bias = optional_vector(bundle, *bias)?;
+            let matrix = matrix(weights, *weight)?;
+            let bias = optional_vector(weights, *bias)?;
             let residual = step.sum.map(|sum| residual(&sum, inputs)).transpose()?;
             let residual = residual.as_ref().map(|(rows, scale)| Residual {
                 rows,
                 scale: *scale,
             });
             if matrix.format().is_quantized() {
-                quantize(step, node, bundle, kernels, turn, inputs)?;
+                quantize(step, node, model, turn, inputs)?;
                 let x = MatmulInput::Quantized(&turn.quantized);
                 kernels.matmul_add(&matrix, x, bias, residual, out);
             } else {
@@ -102,12 +105,7 @@ pub(super) fn compute(
         }
         Op::Rope { table, head_dim } => {
             let x = input(node, inputs, 0)?;
-            let pairs = bundle
-                .graph()
-                .ropes
-                .get(*table)
-                .context("no rotary table")?
-                .pairs;
+            let pairs = graph.ropes.get(*table).context("no rotary table")?.pairs;
             let tables = turn.rope(*table).context("no rotary angles")?;
             kernels.rope(&x, *head_dim, pair_layout(pairs), &tables, out);
         }
@@ -119,22 +117,26 @@ pub(super) fn compute(
         } => {
             let queries = input(node, inputs, 0)?;
             let (keys, values) = (input(node, inputs, 1)?, input(node, inputs, 2)?);
-            turn.cache.write(kernels, *layer, &keys, &values)?;
-            let (kv, pages) = turn.cache.layer(*layer).context("no such layer")?;
-            let options = AttentionOptions {
-                kv,
-                heads: *heads,
-                first_position: turn.cache.len(),
-                scale: *scale,
-                softcap: *softcap,
-                window: bundle
-                    .graph()
-                    .layers
-                    .get(*layer)
-                    .context("no such layer")?
-                    .window,
-            };
-            kernels.attention(&options, &queries, pages, &mut turn.attention, out);
+            let state = graph.layers.get(*layer).context("no such layer")?;
+            let scratch = &mut turn.attention;
+            for sequence in &mut turn.sequences {
+                let rows = sequence.rows.clone();
+                let cache = &mut sequence.cache;
+                let (keys, values) = (keys.part(rows.clone()), values.part(rows.clone()));
+                cache.write(kernels, *layer, &keys, &values)?;
+                let (kv, pages) = cache.layer(*layer).context("no such layer")?;
+                let options = AttentionOptions {
+                    kv,
+                    heads: *heads,
+                    first_position: cache.len(),
+                    scale: *scale,
+                    softcap: *softcap,
+                    window: state.window,
+                    whole: (!state.causal).then_some(cache.len() + rows.len()),
+                };
+                let queries = queries.part(rows.clone());
+                kernels.attention(&options, &queries, pages, scratch, &mut out.part(rows));
+            }
         }
         Op::Gate { activation } => {
             let (gate, up) = (input(node, inputs, 0)?, input(node, inputs, 1)?);
@@ -160,22 +162,49 @@ pub(super) fn compute(
         Op::Round { levels } => {
             let x = input(node, inputs, 0)?;
             match levels {
-                Levels::Dynamic => niwaki_kernels::round_dynamic(&x, out),
+                // Each sequence is a call of its own.
+                Levels::Dynamic => {
+                    for rows in turn.ranges(kind) {
+                        let x = x.part(rows.clone());
+                        niwaki_kernels::round_dynamic(&x, &mut out.part(rows));
+                    }
+                }
                 Levels::Static {
                     scale,
                     zero_point,
                     low,
                     high,
                 } => {
-                    let scales = vector(bundle, *scale)?;
+                    let scales = vector(weights, *scale)?;
                     niwaki_kernels::round_static(scales, *zero_point, *low, *high, &x, out);
                 }
             }
         }
         Op::LastRows => {
             let x = input(node, inputs, 0)?;
-            for row in 0..rows {
-                out.row(row).copy_from_slice(x.row(available - rows + row));
+            let mut row = 0;
+            for sequence in &turn.sequences {
+                let last = sequence.rows.clone().rev().take(sequence.wanted).rev();
+                for from in last {
+                    out.row(row).copy_from_slice(x.row(from));
+                    row += 1;
+                }
+            }
+        }
+        Op::Pool { pooling } => {
+            let x = input(node, inputs, 0)?;
+            for (row, sequence) in turn.sequences.iter().enumerate() {
+                let rows = x.part(sequence.rows.clone());
+                let one = match pooling {
+                    Pooling::Mean => {
+                        mean_row(&rows, out.row(row));
+                        continue;
+                    }
+                    Pooling::First => 0,
+                    Pooling::Last => rows.rows().saturating_sub(1),
+                };
+                ensure!(one < rows.rows(), "a sequence without rows");
+                out.row(row).copy_from_slice(rows.row(one));
             }
         }
     }
@@ -187,18 +216,22 @@ pub(super) fn compute(
 fn quantize(
     step: &Step,
     node: &Node,
-    bundle: &Bundle,
-    kernels: &Kernels,
+    model: &Shared,
     turn: &mut Turn,
     inputs: &[TValue],
 ) -> TractResult<()> {
+    let Shared {
+        graph,
+        weights,
+        kernels,
+    } = model;
     let columns = node.inputs.first().copied();
     if columns.is_some() && turn.quantized_columns == columns {
         return Ok(());
     }
     turn.quantized_columns = None;
     let out = &mut turn.quantized;
-    let source = step.source.map(|id| node_of(bundle, id)).transpose()?;
+    let source = step.source.map(|id| node_of(graph, id)).transpose()?;
     match source.map(|source| (source, &source.op)) {
         None => kernels.quantize(&input(node, inputs, 0)?, out),
         Some((
@@ -216,8 +249,8 @@ fn quantize(
                 NormKind::Layer => Norm::Layer,
             };
             let x = input(source, inputs, 0)?;
-            let weight = optional_vector(bundle, *weight)?;
-            let bias = optional_vector(bundle, *bias)?;
+            let weight = optional_vector(weights, *weight)?;
+            let bias = optional_vector(weights, *bias)?;
             kernels.quantize_norm(norm, &x, weight, bias, *epsilon, out);
         }
         Some((source, Op::Gate { activation })) => {
@@ -254,20 +287,20 @@ fn columns<'a>(value: &'a TValue, columns: &Columns) -> TractResult<Rows<'a>> {
     Ok(Rows::new(data, rows, stride, width))
 }
 
-fn matrix(bundle: &Bundle, id: graph::MatrixId) -> TractResult<Matrix<'_>> {
-    bundle.matrix(id).context("no such matrix")
+fn matrix(weights: &Weights, id: graph::MatrixId) -> TractResult<Matrix<'_>> {
+    weights.matrix(id).context("no such matrix")
 }
 
-fn vector(bundle: &Bundle, id: VectorId) -> TractResult<&[f32]> {
-    bundle.vector(id).context("no such vector")
+fn vector(weights: &Weights, id: VectorId) -> TractResult<&[f32]> {
+    weights.vector(id).context("no such vector")
 }
 
-fn optional_vector(bundle: &Bundle, id: Option<VectorId>) -> TractResult<Option<&[f32]>> {
-    id.map(|id| vector(bundle, id)).transpose()
+fn optional_vector(weights: &Weights, id: Option<VectorId>) -> TractResult<Option<&[f32]>> {
+    id.map(|id| vector(weights, id)).transpose()
 }
 
-fn node_of(bundle: &Bundle, id: usize) -> TractResult<&Node> {
-    bundle.graph().nodes.get(id).context("no such node")
+fn node_of(graph: &Graph, id: usize) -> TractResult<&Node> {
+    graph.nodes.get(id).context("no such node")
 }
 
 fn pair_layout(pairs: graph::PairLayout) -> niwaki_kernels::PairLayout {

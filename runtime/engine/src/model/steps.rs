@@ -45,7 +45,7 @@ impl Step {
     }
 }
 
-/// The steps of a checked graph; each reads only values of earlier ones.
+/// The steps of a checked graph; each reads only values of earlier ones and rows that are given.
 pub(super) fn steps(graph: &Graph, is_quantized: impl Fn(MatrixId) -> bool) -> Vec<Step> {
     let readers = Readers::of(graph);
     let nodes = &graph.nodes;
@@ -60,7 +60,7 @@ pub(super) fn steps(graph: &Graph, is_quantized: impl Fn(MatrixId) -> bool) -> V
             None => false,
         };
         whole
-            && id != graph.logits
+            && !graph.is_output(id)
             && !readers.all(id).is_empty()
             && readers
                 .all(id)
@@ -68,7 +68,11 @@ pub(super) fn steps(graph: &Graph, is_quantized: impl Fn(MatrixId) -> bool) -> V
                 .all(|reader| reader.whole && is_quantized_product(reader.node))
     };
     let mut sums: Vec<Option<Sum>> = vec![None; nodes.len()];
-    let mut computed_by_step: Vec<bool> = (0..nodes.len()).map(is_source).collect();
+    // What is given is there already.
+    let is_given = |id: usize| matches!(nodes.get(id).map(|node| &node.op), Some(Op::Rows { .. }));
+    let mut computed_by_step: Vec<bool> = (0..nodes.len())
+        .map(|id| is_source(id) || is_given(id))
+        .collect();
     for (id, node) in nodes.iter().enumerate() {
         let (Op::Add { scale }, [a, b]) = (&node.op, node.inputs.as_slice()) else {
             continue;
@@ -76,7 +80,7 @@ pub(super) fn steps(graph: &Graph, is_quantized: impl Fn(MatrixId) -> bool) -> V
         let is_product = |columns: &Columns| {
             let product = nodes.get(columns.node);
             product.is_some_and(|product| matches!(product.op, Op::Linear { .. }))
-                && columns.node != graph.logits
+                && !graph.is_output(columns.node)
                 && matches!(readers.all(columns.node), [reader] if reader.whole)
         };
         // `a + scale * b`: either operand may be the product when the scale is 1.

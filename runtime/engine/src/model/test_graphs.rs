@@ -1,6 +1,8 @@
 //! Small graphs for tests.
 
-use niwaki_bundle::graph::{Activation, Columns, Graph, Node, NormKind, Op};
+use niwaki_bundle::graph::{
+    Activation, Columns, Graph, Input, InputKind, Node, NormKind, Op, Output,
+};
 
 const WIDTH: usize = 8;
 
@@ -23,17 +25,21 @@ pub(super) fn graph(nodes: &[(Op, &[usize])]) -> Graph {
         })
         .collect();
     Graph {
-        vocabulary: WIDTH,
         context_tokens: 1,
+        inputs: vec![Input {
+            name: "input_ids".to_owned(),
+            kind: InputKind::TokenIds { count: WIDTH },
+        }],
         layers: vec![],
         ropes: vec![],
-        logits: nodes.len() - 1,
+        outputs: vec![Output::logits(nodes.len() - 1)],
         nodes,
     }
 }
 
 pub(super) fn embed() -> Op {
     Op::Embed {
+        input: 0,
         table: 0,
         scale: 1.0,
     }

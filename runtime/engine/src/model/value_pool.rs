@@ -5,7 +5,8 @@
 //! is settled once per plan which values share memory.
 
 use super::steps::Step;
-use niwaki_bundle::graph::Graph;
+use super::turn::Rows;
+use niwaki_bundle::graph::{Graph, RowSet};
 use std::sync::Arc;
 use tract_core::internal::*;
 
@@ -20,9 +21,9 @@ pub(super) struct Slot {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SharedSlot {
     columns: usize,
-    /// Has a row per wanted logits, not per token.
-    wanted: bool,
-    /// Holds the logits, which the caller may keep.
+    /// Which rows its values have.
+    rows: RowSet,
+    /// Holds an output, which the caller may keep.
     kept: bool,
 }
 
@@ -40,14 +41,15 @@ impl ValuePool {
         }
     }
 
-    /// Makes room for a run with values of `tokens` and `wanted` rows.
+    /// Makes room for a run with values of so many rows.
     ///
     /// All at once, where that of another run was: between pages of keys and values it would not fit in again.
-    pub(crate) fn prepare(&mut self, tokens: usize, wanted: usize) -> TractResult<()> {
-        for (of_wanted, rows) in [(false, tokens), (true, wanted)] {
+    pub(crate) fn prepare(&mut self, run: Rows) -> TractResult<()> {
+        for of in [RowSet::Tokens, RowSet::Wanted, RowSet::Sequences] {
+            let rows = run.of(of);
             let slots = self.slots.iter().zip(&mut self.tensors);
             let mut slots: Vec<_> = slots
-                .filter(|(slot, _)| slot.wanted == of_wanted && !slot.kept)
+                .filter(|(slot, _)| slot.rows == of && !slot.kept)
                 .collect();
             let fits = |tensor: &Option<Arc<Tensor>>| {
                 let first = tensor.as_ref().and_then(|tensor| tensor.shape().first());
@@ -87,8 +89,7 @@ impl ValuePool {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Live {
     pub(super) step: Step,
-    /// Only rows of wanted logits.
-    pub(super) wanted: bool,
+    pub(super) rows: RowSet,
 }
 
 /// Which values share memory.
@@ -117,12 +118,12 @@ impl Sharing {
         let mut of_step = Vec::with_capacity(plan.len());
         for (at, live) in plan.iter().enumerate() {
             let value = live.step.value();
-            let kept = value == graph.logits;
+            let kept = graph.is_output(value);
             let columns = graph.nodes.get(value).map_or(0, |node| node.width);
             let until = last_use.get(value).map_or(at, |last| at.max(*last));
             let best = (slots.iter_mut().zip(&mut needed_until).enumerate())
                 .filter(|(_, (slot, until))| {
-                    !kept && !slot.kept && slot.wanted == live.wanted && **until < at
+                    !kept && !slot.kept && slot.rows == live.rows && **until < at
                 })
                 .min_by_key(|(_, (slot, _))| match slot.columns {
                     wide if wide >= columns => (false, wide),
@@ -136,7 +137,7 @@ impl Sharing {
                 of_step.push(slots.len());
                 slots.push(SharedSlot {
                     columns,
-                    wanted: live.wanted,
+                    rows: live.rows,
                     kept,
                 });
                 needed_until.push(until);
@@ -156,23 +157,25 @@ impl Sharing {
     }
 }
 
-/// Columns of all slots but that of the logits.
+/// Columns of all slots but those of outputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolColumns {
     /// Of slots with a row per token.
     pub(crate) per_token: usize,
-    /// Of slots with a row per wanted logits.
+    /// Of slots with a row per wanted result.
     pub(crate) per_wanted: usize,
+    /// Of slots with a row per sequence.
+    pub(crate) per_sequence: usize,
 }
 
 impl PoolColumns {
     pub(super) fn of(slots: &[SharedSlot]) -> PoolColumns {
         let mut columns = PoolColumns::default();
         for slot in slots.iter().filter(|slot| !slot.kept) {
-            let sum = if slot.wanted {
-                &mut columns.per_wanted
-            } else {
-                &mut columns.per_token
+            let sum = match slot.rows {
+                RowSet::Tokens => &mut columns.per_token,
+                RowSet::Wanted => &mut columns.per_wanted,
+                RowSet::Sequences => &mut columns.per_sequence,
             };
             *sum = sum.saturating_add(slot.columns);
         }
@@ -191,7 +194,7 @@ mod tests {
     fn plan(graph: &Graph) -> Vec<Live> {
         let live = |step| Live {
             step,
-            wanted: false,
+            rows: RowSet::Tokens,
         };
         steps(graph, |_| true).into_iter().map(live).collect()
     }

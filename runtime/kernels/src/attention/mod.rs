@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over pages of the KV cache.
+//! Grouped-query attention over pages of the KV cache: causal, or over a sequence as a whole.
 //!
 //! Keys are walked in chunks of 64 absolute positions, which are the pages. A chunk gives the largest
 //! score, the sum of `e^(score - largest)` and the values weighted by it; chunks are combined in
@@ -37,6 +37,8 @@ pub struct AttentionOptions {
     pub softcap: Option<f32>,
     /// A query at position `p` sees positions `p - window + 1 ..= p`; all of `..= p` when absent.
     pub window: Option<usize>,
+    /// Every query sees so many positions, whatever its own: a sequence that is seen as a whole. Causal when absent.
+    pub whole: Option<usize>,
 }
 
 impl AttentionOptions {
@@ -49,7 +51,10 @@ impl AttentionOptions {
     /// Positions that the query of row `row` sees.
     #[inline(always)]
     fn visible(&self, row: usize) -> Range<usize> {
-        let end = self.first_position + row + 1;
+        let end = match self.whole {
+            Some(positions) => positions,
+            None => self.first_position + row + 1,
+        };
         self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 

@@ -32,7 +32,7 @@ pub fn operator_times(
 ) -> Vec<OperatorTime> {
     let mut kinds: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
     for (index, (node, time)) in graph.nodes.iter().zip(&profile.nodes).enumerate() {
-        let kind = kind(node, index == graph.logits, weights);
+        let kind = kind(node, graph.is_output(index), weights);
         let (nodes, sum) = kinds.entry(kind).or_default();
         *nodes += 1;
         *sum += *time;
@@ -75,6 +75,8 @@ fn kind(node: &Node, is_logits: bool, weights: &WeightTable) -> String {
         Op::Softcap { .. } => "softcap".to_owned(),
         Op::Round { .. } => "round".to_owned(),
         Op::LastRows => "last rows".to_owned(),
+        Op::Rows { .. } => "given rows".to_owned(),
+        Op::Pool { .. } => "pool".to_owned(),
     }
 }
 

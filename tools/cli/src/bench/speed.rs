@@ -73,9 +73,9 @@ pub fn measure(
 /// [`SessionError`] of the session.
 pub fn profile(session: &mut Session, test: Test) -> Result<Profile, SessionError> {
     rewind(session, test.depth)?;
-    session.start_profile()?;
+    session.start_profile();
     run_once(session, test)?;
-    Ok(session.take_profile()?.unwrap_or_default())
+    Ok(session.take_profile().unwrap_or_default())
 }
 
 fn run_once(session: &mut Session, test: Test) -> Result<Sample, SessionError> {
@@ -113,7 +113,7 @@ fn rewind(session: &mut Session, depth: usize) -> Result<(), SessionError> {
 
 /// Tokens of no meaning, spread over the vocabulary: speed does not depend on them.
 fn made_up_tokens(session: &Session, first: usize, count: usize) -> Vec<u32> {
-    let vocabulary = session.engine().graph().vocabulary.max(1);
+    let vocabulary = session.engine().token_ids().max(1);
     (first..first + count)
         .map(|index| (index.wrapping_mul(7919) % vocabulary) as u32)
         .collect()

@@ -149,7 +149,7 @@ impl fmt::Display for Inspection<'_> {
         writeln!(
             f,
             "vocabulary     {} tokens",
-            terminal::count(graph.vocabulary as u64)
+            terminal::count(graph.vocabulary().unwrap_or(0) as u64)
         )?;
         writeln!(f, "tokenizer      {}", yes(self.has_tokenizer))?;
         writeln!(f, "chat template  {}", yes(self.has_chat_template))?;

@@ -113,7 +113,7 @@ fn write_array<W: io::Write + io::Seek>(
     let mut writer = archive
         .array(name, Default::default())?
         .default_dtype()
-        .shape(&[logits.rows() as u64, logits.vocabulary() as u64])
+        .shape(&[logits.rows() as u64, logits.width() as u64])
         .begin_nd()?;
     writer.extend(logits.as_slice().iter().copied())?;
     writer.finish()

@@ -2,7 +2,8 @@
 //! asked for are dropped after the last attention.
 
 use super::parts::{Matrix, Parts};
-use niwaki_bundle::graph::{Columns, Levels, Node, Op};
+use niwaki_bundle::RowOrigin;
+use niwaki_bundle::graph::{Columns, Node, Op, WeightMut};
 use niwaki_kernels::MatrixFormat;
 
 /// Joins projections that read the same columns: query, key and value; gate and up.
@@ -10,11 +11,7 @@ pub(super) fn fuse_projections(nodes: &mut Vec<Node>, logits: &mut usize, parts:
     let uses = |nodes: &[Node], id: usize| {
         nodes
             .iter()
-            .filter(|node| match node.op {
-                Op::Linear { weight, .. } => weight == id,
-                Op::Embed { table, .. } | Op::PositionEmbed { table, .. } => table == id,
-                _ => false,
-            })
+            .filter(|node| node.op.matrices().any(|matrix| matrix == id))
             .count()
     };
     let mut formats: Vec<Option<(bool, MatrixFormat)>> = vec![None; parts.matrices.len()];
@@ -58,6 +55,7 @@ pub(super) fn fuse_projections(nodes: &mut Vec<Node>, logits: &mut usize, parts:
 /// Makes the first node of `group` compute all of them; their readers read columns of it.
 fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
     let mut stack = vec![];
+    let mut origins = vec![];
     let mut bias = vec![];
     let mut offsets = vec![];
     let mut width = 0;
@@ -69,6 +67,10 @@ fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
         offsets.push(width);
         width += nodes[id].width;
         stack.append(&mut parts.matrices[weight].stack);
+        origins.push(RowOrigin {
+            node: nodes[id].name.clone(),
+            rows: nodes[id].width,
+        });
         match own {
             Some(own) => {
                 biased = true;
@@ -85,6 +87,7 @@ fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
     parts.matrices.push(Matrix {
         name: name.clone(),
         stack,
+        origins,
     });
     let bias = biased.then(|| parts.vector(&format!("{name}/bias"), bias));
     let input = nodes[group[0]].inputs[0];
@@ -142,29 +145,21 @@ fn compact(nodes: &mut Vec<Node>, logits: &mut usize, parts: &mut Parts) {
     let mut vectors = vec![None; parts.vectors.len()];
     let mut new = Parts::default();
     for node in nodes {
-        let (matrix, vector_ids): (Option<&mut usize>, [Option<&mut usize>; 2]) = match &mut node.op
-        {
-            Op::Embed { table, .. } | Op::PositionEmbed { table, .. } => {
-                (Some(table), [None, None])
+        for weight in node.op.weights_mut() {
+            match weight {
+                WeightMut::Matrix(id) => {
+                    *id = *matrices[*id].get_or_insert_with(|| {
+                        new.matrices.push(parts.matrices[*id].clone());
+                        new.matrices.len() - 1
+                    });
+                }
+                WeightMut::Vector(id) => {
+                    *id = *vectors[*id].get_or_insert_with(|| {
+                        new.vectors.push(parts.vectors[*id].clone());
+                        new.vectors.len() - 1
+                    });
+                }
             }
-            Op::Linear { weight, bias } => (Some(weight), [bias.as_mut(), None]),
-            Op::Norm { weight, bias, .. } => (None, [weight.as_mut(), bias.as_mut()]),
-            Op::Round {
-                levels: Levels::Static { scale, .. },
-            } => (None, [Some(scale), None]),
-            _ => continue,
-        };
-        if let Some(id) = matrix {
-            *id = *matrices[*id].get_or_insert_with(|| {
-                new.matrices.push(parts.matrices[*id].clone());
-                new.matrices.len() - 1
-            });
-        }
-        for id in vector_ids.into_iter().flatten() {
-            *id = *vectors[*id].get_or_insert_with(|| {
-                new.vectors.push(parts.vectors[*id].clone());
-                new.vectors.len() - 1
-            });
         }
     }
     *parts = new;

@@ -30,7 +30,7 @@ pub use parts::{Matrix, Parts};
 use crate::onnx::{OnnxError, OnnxModel};
 use boundary::Boundary;
 use interpret::{Interpretation, Interpreter, Lengths};
-use niwaki_bundle::graph::Graph;
+use niwaki_bundle::graph::{Graph, Input, InputKind, Node, Op, Output};
 use std::collections::BTreeSet;
 
 /// What the export's configuration says about the model; none of it is needed where the graph says it too.
@@ -291,12 +291,17 @@ fn lower_here(
         fuse::keep_last_rows(&mut nodes, &mut logits);
     }
     let graph = Graph {
-        vocabulary,
         context_tokens,
+        inputs: vec![Input {
+            name: "input_ids".to_owned(),
+            kind: InputKind::TokenIds {
+                count: token_ids(&nodes, &parts).unwrap_or(vocabulary),
+            },
+        }],
         layers,
         ropes,
         nodes,
-        logits,
+        outputs: vec![Output::logits(logits)],
     };
     Ok(Lowered {
         graph,
@@ -304,6 +309,15 @@ fn lower_here(
         notes,
         last_token_only,
     })
+}
+
+/// Rows of the smallest embedding: every id below has one in all of them.
+fn token_ids(nodes: &[Node], parts: &Parts) -> Option<usize> {
+    let tables = nodes.iter().filter_map(|node| match node.op {
+        Op::Embed { table, .. } => parts.matrices.get(table),
+        _ => None,
+    });
+    tables.map(Matrix::rows).min()
 }
 
 /// Where a graph changes what it computes with the length (rotary frequencies chosen by it): the longest total length

@@ -1,6 +1,7 @@
 //! The constants of a lowered graph: matrices as the export stores them, and vectors.
 
 use super::matrix::{MatrixSource, RowsOut};
+use niwaki_bundle::RowOrigin;
 use niwaki_bundle::graph::{MatrixId, VectorId};
 use niwaki_kernels::MatrixFormat;
 
@@ -11,6 +12,8 @@ pub struct Matrix {
     pub name: String,
     /// What it is stacked of; all have the same number of columns.
     pub stack: Vec<MatrixSource>,
+    /// Which nodes of the export the rows come from, where they are several.
+    pub origins: Vec<RowOrigin>,
 }
 
 impl Matrix {
@@ -84,6 +87,7 @@ impl Parts {
             self.matrices.push(Matrix {
                 name: name.to_owned(),
                 stack: vec![source.clone()],
+                origins: vec![],
             });
             self.matrices.len() - 1
         })

@@ -1,18 +1,22 @@
 //! How strongly each input of each projection is driven by a text.
 //!
 //! The graph is cut where one value carries everything on, which is the residual stream between two layers. A piece
-//! becomes a small bundle whose embedding table holds what the piece before it computed for every token of the text, so
-//! the engine runs it like a model. Only one piece's weights and the residual stream are held at a time.
+//! becomes a small bundle whose input is what the piece before it computed for every token of the text. Only one piece's weights and the residual stream are held at a time.
 
 use super::selection::{Pattern, prune_rows};
 use super::{Calibration, PruneError};
 use crate::lower::{Lowered, Matrix, RowsOut};
-use niwaki::{Engine, KvElement, LogitsFor, OpenOptions};
-use niwaki_bundle::graph::{Columns, Graph, KvLayer, Levels, Node, Op};
+use niwaki::{Engine, Entries, KvElement, LogitsFor, OpenOptions};
+use niwaki_bundle::graph::{
+    Columns, Graph, Input, InputKind, KvLayer, Node, Op, Output, WeightMut,
+};
 use niwaki_bundle::write::BundleWriter;
 use niwaki_bundle::{Manifest, Verify};
 use niwaki_kernels::{MatrixFormat, pack_float};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// The output of a piece.
+const VALUE: &str = "value";
 
 /// Rows that are read at a time; a multiple of the packing's groups of 16.
 const ROWS_AT_A_TIME: usize = 256;
@@ -60,7 +64,10 @@ enum Start {
 impl<'a> Layers<'a> {
     pub(super) fn of(lowered: &'a Lowered) -> Layers<'a> {
         let nodes = with_all_rows(&lowered.graph.nodes);
-        let head = head(&nodes, lowered.graph.logits);
+        let head = lowered
+            .graph
+            .output(Output::LOGITS)
+            .and_then(|logits| head(&nodes, logits));
         let cuts = cuts(&nodes);
         Layers {
             lowered,
@@ -85,7 +92,7 @@ impl<'a> Layers<'a> {
     /// The projections, with nothing known of their inputs.
     pub(super) fn unmeasured(&self) -> Projections {
         self.projections(0..self.nodes.len())
-            .flat_map(|id| names(&self.nodes[id]))
+            .flat_map(|id| self.names(&self.nodes[id]))
             .map(|name| (name, Measured::Not))
             .collect()
     }
@@ -143,7 +150,7 @@ impl<'a> Layers<'a> {
                     if let Some(norms) = input.norms() {
                         run.norms.insert(id, norms);
                     }
-                    for name in names(node) {
+                    for name in self.names(node) {
                         measured
                             .entry(name)
                             .and_modify(|held| add(held, &input))
@@ -164,15 +171,22 @@ impl<'a> Layers<'a> {
         Ok(measured)
     }
 
+    /// The ONNX nodes that a projection was joined of.
+    fn names(&self, node: &Node) -> Vec<String> {
+        let matrices = &self.lowered.parts.matrices;
+        let origins = node.op.matrices().flat_map(|id| &matrices[id].origins);
+        let names: Vec<String> = origins.map(|origin| origin.node.clone()).collect();
+        if names.is_empty() {
+            vec![node.name.clone()]
+        } else {
+            names
+        }
+    }
+
     /// Projections among these nodes, but for the head.
     fn projections(&self, nodes: std::ops::Range<usize>) -> impl Iterator<Item = usize> + '_ {
         nodes.filter(|id| matches!(self.nodes[*id].op, Op::Linear { .. }) && Some(*id) != self.head)
     }
-}
-
-/// The ONNX nodes that a projection was joined of.
-fn names(node: &Node) -> Vec<String> {
-    node.name.split(" + ").map(str::to_owned).collect()
 }
 
 /// Two projections with the same weights: each of their inputs counts.
@@ -281,7 +295,7 @@ impl Run<'_, '_> {
         };
         let engine = Engine::open(&path, &options)?;
         let mut session = engine.session()?;
-        let mut first = 0u32;
+        let mut first = 0;
         for sequence in self
             .calibration
             .sequences
@@ -289,15 +303,18 @@ impl Run<'_, '_> {
             .filter(|tokens| !tokens.is_empty())
         {
             session.reset()?;
-            let next = first + sequence.len() as u32;
-            let logits = match start {
-                Start::Tokens => session.append(sequence, LogitsFor::EveryToken)?,
-                Start::Value { .. } => {
-                    let rows: Vec<u32> = (first..next).collect();
-                    session.append(&rows, LogitsFor::EveryToken)?
+            let next = first + sequence.len();
+            let entries = match start {
+                Start::Tokens => Entries::Ids(sequence),
+                Start::Value { node, rows } => {
+                    let width = self.layers.nodes[*node].width;
+                    Entries::Rows(&rows[first * width..next * width])
                 }
             };
-            each(logits.as_slice());
+            let outputs = session.run(&[entries], LogitsFor::EveryToken, None)?;
+            if let Some(value) = outputs.get(VALUE) {
+                each(value.as_slice());
+            }
             first = next;
         }
         Ok(())
@@ -314,19 +331,23 @@ impl Run<'_, '_> {
         let mut writer = BundleWriter::create(path)?;
         let mut piece = Piece::default();
         let mut ids = HashMap::new();
-        if let Start::Value { node, rows } = start {
-            let width = nodes[*node].width;
-            let name = "residual stream".to_owned();
-            // The engine wants as many rows as the target has columns.
-            let table = write_rows(&mut writer, &name, rows, width, nodes[target].width)?;
-            ids.insert(*node, 0);
-            piece.nodes.push(Node {
-                name,
-                op: Op::Embed { table, scale: 1.0 },
-                inputs: vec![],
-                width,
-            });
-        }
+        let input = match start {
+            Start::Tokens => self.layers.lowered.graph.inputs.clone(),
+            Start::Value { node, .. } => {
+                let width = nodes[*node].width;
+                ids.insert(*node, 0);
+                piece.nodes.push(Node {
+                    name: nodes[*node].name.clone(),
+                    op: Op::Rows { input: 0 },
+                    inputs: vec![],
+                    width,
+                });
+                vec![Input {
+                    name: "residual stream".to_owned(),
+                    kind: InputKind::Rows { width },
+                }]
+            }
+        };
         for id in self.needed(&ids, target) {
             let mut node = nodes[id].clone();
             for columns in &mut node.inputs {
@@ -354,11 +375,14 @@ impl Run<'_, '_> {
             piece.nodes.push(node);
         }
         let graph = Graph {
-            vocabulary: nodes[target].width,
             context_tokens: self.layers.lowered.graph.context_tokens,
+            inputs: input,
             layers: piece.layers,
             ropes: self.layers.lowered.graph.ropes.clone(),
-            logits: piece.nodes.len() - 1,
+            outputs: vec![Output {
+                name: VALUE.to_owned(),
+                node: piece.nodes.len() - 1,
+            }],
             nodes: piece.nodes,
         };
         writer.finish(&Manifest::default(), &graph)?;
@@ -409,7 +433,7 @@ impl Run<'_, '_> {
     }
 }
 
-/// Weights that an operator reads.
+/// A weight to be written.
 enum Weights {
     Matrix(usize),
     Vector(usize),
@@ -430,55 +454,18 @@ impl Piece {
         mut write: impl FnMut(Weights) -> Result<usize, PruneError>,
         layers: &[KvLayer],
     ) -> Result<(), PruneError> {
-        match op {
-            Op::Embed { table, .. } | Op::PositionEmbed { table, .. } => {
-                *table = write(Weights::Matrix(*table))?;
+        for weight in op.weights_mut() {
+            match weight {
+                WeightMut::Matrix(id) => *id = write(Weights::Matrix(*id))?,
+                WeightMut::Vector(id) => *id = write(Weights::Vector(*id))?,
             }
-            Op::Linear { weight, bias } => {
-                *weight = write(Weights::Matrix(*weight))?;
-                if let Some(bias) = bias {
-                    *bias = write(Weights::Vector(*bias))?;
-                }
-            }
-            Op::Norm { weight, bias, .. } => {
-                for vector in [weight, bias].into_iter().flatten() {
-                    *vector = write(Weights::Vector(*vector))?;
-                }
-            }
-            Op::Round {
-                levels: Levels::Static { scale, .. },
-            } => *scale = write(Weights::Vector(*scale))?,
-            Op::Attention { layer, .. } => {
-                self.layers.push(layers[*layer]);
-                *layer = self.layers.len() - 1;
-            }
-            _ => {}
+        }
+        if let Op::Attention { layer, .. } = op {
+            self.layers.push(layers[*layer]);
+            *layer = self.layers.len() - 1;
         }
         Ok(())
     }
-}
-
-/// Writes the residual stream as an embedding table of at least `least_rows` rows.
-fn write_rows(
-    writer: &mut BundleWriter,
-    name: &str,
-    values: &[f32],
-    columns: usize,
-    least_rows: usize,
-) -> Result<usize, PruneError> {
-    let rows = (values.len() / columns.max(1)).max(least_rows);
-    let mut output = writer.begin_matrix(name, MatrixFormat::F32, rows, columns)?;
-    for first in (0..rows).step_by(ROWS_AT_A_TIME) {
-        let count = ROWS_AT_A_TIME.min(rows - first);
-        let range = first * columns..(first + count) * columns;
-        let mut panel = values
-            .get(range.start.min(values.len())..range.end.min(values.len()))
-            .unwrap_or_default()
-            .to_vec();
-        panel.resize(count * columns, 0.0);
-        output.write(&packed(count, columns, &panel))?;
-    }
-    Ok(output.finish()?)
 }
 
 /// Rows in the kernels' layout.

@@ -343,9 +343,8 @@ impl<'a> Matcher<'a> {
             v_columns = self.whole(node);
         }
         self.layers.push(KvLayer {
-            kv_heads,
-            head_dim,
             window: attention.window,
+            ..KvLayer::decoder(kv_heads, head_dim)
         });
         let op = Op::Attention {
             layer: self.layers.len() - 1,

@@ -280,6 +280,7 @@ impl<'a> Matcher<'a> {
                 Ok(self.push(
                     name,
                     Op::Embed {
+                        input: 0,
                         table,
                         scale: factor as f32,
                     },

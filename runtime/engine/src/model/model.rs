@@ -1,25 +1,26 @@
-//! The tract operator of one graph node, and the model made of them.
+//! The tract operator of one step, and the plan made of them.
 
 use super::compute::compute;
 use super::steps::{Step, steps};
 use super::turn::Turn;
 use super::value_pool::{Live, PoolColumns, SharedSlot, Sharing, Slot, ValuePool};
-use crate::kv::KvCache;
+use super::weights::Weights;
+use super::workspace::Workspace;
 use niwaki_bundle::Bundle;
-use niwaki_bundle::graph::{Graph, MatrixId, Op as GraphOp, RowSet};
+use niwaki_bundle::graph::{Graph, InputKind, MatrixId, Op as GraphOp, RowSet};
 use niwaki_kernels::Kernels;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 use tract_core::internal::*;
-use tract_core::model::{TypedSimplePlan, TypedSimpleState};
+use tract_core::model::TypedSimplePlan;
 use tract_core::ops::EvalOp;
 
 /// tract refused the graph, or an operator failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
-pub struct ModelError(#[from] TractError);
+pub struct ModelError(#[from] pub(super) TractError);
 
 /// What an operator fails with when the run was cancelled.
 #[derive(Debug, thiserror::Error)]
@@ -33,67 +34,99 @@ impl ModelError {
     }
 }
 
-/// A plan that computes logits from token ids. Shared by all sessions of an engine.
-pub(crate) struct Decoder {
+/// What a graph computes as a plan: outputs from inputs. Shared by all runs of an engine.
+pub(crate) struct Model {
+    shared: Arc<Shared>,
     plan: Arc<TypedSimplePlan>,
     slots: Arc<[SharedSlot]>,
+    /// Which rows each output has.
+    output_rows: Vec<RowSet>,
 }
 
-/// Rows of values after the last rows were picked.
-const WANTED: &str = "wanted";
+/// What every operator of a model needs.
+pub(super) struct Shared {
+    pub(super) graph: Arc<Graph>,
+    pub(super) weights: Weights,
+    pub(super) kernels: Arc<Kernels>,
+}
+
+/// Numbers of rows that no input has.
+pub(super) const WANTED: &str = "wanted";
+pub(super) const SEQUENCES: &str = "sequences";
 
 /// The operator of one step. Cloning it copies no weights; equality is identity, so that comparing two
 /// never touches a page of them.
 #[derive(Clone)]
 struct Operator {
-    bundle: Arc<Bundle>,
-    kernels: Arc<Kernels>,
+    shared: Arc<Shared>,
     step: Step,
     /// Where the value goes.
     slot: Slot,
-    /// Number of rows of the value, symbolic.
-    rows: TDim,
+    /// Which rows the value has, and their number, symbolic.
+    rows: RowSet,
+    rows_dim: TDim,
     /// Of a matrix product: the matrix of the one after it.
     next_matrix: Option<MatrixId>,
 }
 
-impl Decoder {
+impl Model {
     /// Builds the plan of a checked graph. Reads no weights.
-    pub(crate) fn new(bundle: &Arc<Bundle>, kernels: &Arc<Kernels>) -> Result<Decoder, ModelError> {
-        Self::build(bundle, kernels).map_err(ModelError)
+    pub(crate) fn new(bundle: &Arc<Bundle>, kernels: &Arc<Kernels>) -> Result<Model, ModelError> {
+        let shared = Shared {
+            graph: bundle.graph().clone(),
+            weights: Weights::new(bundle.clone()),
+            kernels: kernels.clone(),
+        };
+        Self::build(Arc::new(shared)).map_err(ModelError)
     }
 
-    fn build(bundle: &Arc<Bundle>, kernels: &Arc<Kernels>) -> TractResult<Decoder> {
-        let graph = bundle.graph();
+    fn build(shared: Arc<Shared>) -> TractResult<Model> {
+        let graph = &*shared.graph;
         let mut model = TypedModel::default();
         let tokens = model.symbols.sym("tokens").to_dim();
         let wanted = model.symbols.sym(WANTED).to_dim();
-        let source = model.add_source("token ids", u32::fact([tokens.clone()]))?;
-        let row_sets = graph.row_sets();
-        let is_quantized = |id| {
-            let matrix = bundle.matrix(id);
-            matrix.is_some_and(|matrix| matrix.format().is_quantized())
+        let sequences = model.symbols.sym(SEQUENCES).to_dim();
+        let mut sources = Vec::with_capacity(graph.inputs.len());
+        for (id, input) in graph.inputs.iter().enumerate() {
+            let fact = match input.kind {
+                InputKind::TokenIds { .. } | InputKind::TokenTypes { .. } => {
+                    u32::fact([tokens.clone()])
+                }
+                InputKind::Rows { width } => f32::fact([tokens.clone(), width.to_dim()]),
+            };
+            sources.push(model.add_source(format!("input {id}"), fact)?);
+        }
+        let row_sets = match graph.row_sets() {
+            Ok(row_sets) => row_sets,
+            Err((node, problem)) => bail!("node {node}: {problem}"),
         };
-        let mut tract_ids: Vec<Option<OutletId>> = vec![None; graph.nodes.len()];
-        for step in steps(graph, is_quantized) {
+        let mut outlets: Vec<Option<OutletId>> = vec![None; graph.nodes.len()];
+        for (node, outlet) in graph.nodes.iter().zip(&mut outlets) {
+            if let GraphOp::Rows { input } = node.op {
+                *outlet = sources.get(input).copied();
+            }
+        }
+        for step in steps(graph, |id| shared.weights.is_quantized(id)) {
             let value = step.value();
             let node = graph.nodes.get(value).context("no such node")?;
-            let rows = match row_sets.get(value) {
-                Some(RowSet::Wanted) => wanted.clone(),
-                _ => tokens.clone(),
+            let rows = *row_sets.get(value).context("no such node")?;
+            let rows_dim = match rows {
+                RowSet::Tokens => tokens.clone(),
+                RowSet::Wanted => wanted.clone(),
+                RowSet::Sequences => sequences.clone(),
             };
             // Known when the order is.
             let slot = Slot {
                 index: 0,
                 columns: node.width,
             };
-            let fact = f32::fact([rows.clone(), slot.columns.to_dim()]);
+            let fact = f32::fact([rows_dim.clone(), slot.columns.to_dim()]);
             let operator = Operator {
-                bundle: bundle.clone(),
-                kernels: kernels.clone(),
+                shared: shared.clone(),
                 step,
                 slot,
                 rows,
+                rows_dim,
                 next_matrix: None,
             };
             // Not `wire_node`: it looks through all earlier names every time.
@@ -104,29 +137,38 @@ impl Decoder {
             )?;
             let mut inputs = Vec::new();
             for input in step.inputs(graph) {
-                let built = tract_ids.get(input.node).copied().flatten();
+                let built = outlets.get(input.node).copied().flatten();
                 inputs.push(built.context("an input that was not built")?);
             }
-            // Embeddings read the tokens.
+            // Embeddings read what is given, and so do positions, to know how many there are.
             if inputs.is_empty() {
-                inputs.push(source);
+                let input = match &node.op {
+                    GraphOp::Embed { input, .. } => *input,
+                    _ => 0,
+                };
+                inputs.push(*sources.get(input).context("no such input")?);
             }
             for (slot, input) in inputs.into_iter().enumerate() {
                 model.add_edge(input, InletId::new(id, slot))?;
             }
-            if let Some(tract_id) = tract_ids.get_mut(value) {
-                *tract_id = Some(OutletId::new(id, 0));
+            if let Some(outlet) = outlets.get_mut(value) {
+                *outlet = Some(OutletId::new(id, 0));
             }
         }
-        let logits = tract_ids.get(graph.logits).copied().flatten();
-        let logits = logits.context("no logits")?;
-        model.select_output_outlets(&[logits])?;
+        let mut outputs = Vec::with_capacity(graph.outputs.len());
+        let mut output_rows = Vec::with_capacity(graph.outputs.len());
+        for output in &graph.outputs {
+            let outlet = outlets.get(output.node).copied().flatten();
+            outputs.push(outlet.context("an output that was not built")?);
+            output_rows.push(*row_sets.get(output.node).context("no such node")?);
+        }
+        model.select_output_outlets(&outputs)?;
         let order = Self::operators(&model, &model.eval_order_opt_ram()?);
         let live: Vec<Live> = order
             .iter()
             .map(|(_, operator)| Live {
                 step: operator.step,
-                wanted: operator.rows == wanted,
+                rows: operator.rows,
             })
             .collect();
         let sharing = Sharing::of(graph, &live);
@@ -145,7 +187,7 @@ impl Decoder {
             let operator = operator.context("no operator")?;
             operator.slot = slot;
             operator.next_matrix = next_matrices.get(at).copied().flatten();
-            let fact = f32::fact([operator.rows.clone(), slot.columns.to_dim()]);
+            let fact = f32::fact([operator.rows_dim.clone(), slot.columns.to_dim()]);
             model.set_outlet_fact(OutletId::new(*id, 0), fact)?;
         }
         let plan = TypedSimplePlan::new(model)?;
@@ -155,7 +197,12 @@ impl Decoder {
             "operators in another order than values share memory in"
         );
         let slots = sharing.slots;
-        Ok(Decoder { plan, slots })
+        Ok(Model {
+            shared,
+            plan,
+            slots,
+            output_rows,
+        })
     }
 
     /// The operators among `nodes`, with their nodes.
@@ -164,53 +211,31 @@ impl Decoder {
         nodes.iter().filter_map(operator).collect()
     }
 
+    /// The graph that it computes.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.shared.graph
+    }
+
+    /// Which rows each output has.
+    pub(crate) fn output_rows(&self) -> &[RowSet] {
+        &self.output_rows
+    }
+
     /// Number of operators that a run passes through.
     pub(crate) fn steps(&self) -> usize {
         self.plan.order_without_consts().len()
     }
 
-    /// What a session's values take.
+    /// What the values of a run take.
     pub(crate) fn pool_columns(&self) -> PoolColumns {
         PoolColumns::of(&self.slots)
     }
 
-    /// A state to run the plan with, holding a turn with this cache.
-    pub(crate) fn spawn(
-        &self,
-        graph: &Graph,
-        cache: KvCache,
-    ) -> Result<TypedSimpleState, ModelError> {
-        let turn = Turn::new(graph, cache, ValuePool::new(self.slots.clone()));
-        let mut state = self.plan.spawn().map_err(ModelError)?;
-        state.turn_state.shared.insert(RefCell::new(turn));
-        Ok(state)
-    }
-
-    /// The turn of a state made by [`spawn`](Self::spawn).
-    pub(crate) fn turn(state: &mut TypedSimpleState) -> Result<&mut Turn, ModelError> {
-        state
-            .turn_state
-            .shared
-            .get_mut::<RefCell<Turn>>()
-            .map(RefCell::get_mut)
-            .ok_or_else(|| ModelError(format_err!("the state holds no turn")))
-    }
-
-    /// Runs the plan over `tokens`; the turn says at which positions.
-    pub(crate) fn run(state: &mut TypedSimpleState, tokens: &[u32]) -> Result<TValue, ModelError> {
-        // Otherwise tract looks for the number of wanted rows at every operator until it meets them.
-        let wanted = state.model().symbols.sym(WANTED);
-        let wanted_rows = Self::turn(state)?.wanted_rows.min(tokens.len());
-        let symbols = &mut state.turn_state.resolved_symbols;
-        symbols.set(&wanted, wanted_rows as i64);
-        let result = Tensor::from_shape(&[tokens.len()], tokens)
-            .and_then(|ids| state.run(tvec!(ids.into_tvalue())))
-            .and_then(|mut outputs| outputs.pop().context("no logits"));
-        if result.is_err() && !state.turn_state.values.is_empty() {
-            // tract keeps the values of a run that failed.
-            state.reset_turn().map_err(ModelError)?;
-        }
-        result.map_err(ModelError)
+    /// What one run at a time needs.
+    pub(crate) fn workspace(&self) -> Result<Workspace, ModelError> {
+        let turn = Turn::new(&self.shared.graph, ValuePool::new(self.slots.clone()));
+        let state = self.plan.spawn().map_err(ModelError)?;
+        Ok(Workspace::new(state, turn))
     }
 }
 
@@ -231,7 +256,7 @@ impl fmt::Debug for Operator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Step { node, source, sum } = self.step;
         let computed = [source, Some(node), sum.map(|sum| sum.node)];
-        let nodes = &self.bundle.graph().nodes;
+        let nodes = &self.shared.graph.nodes;
         f.debug_list()
             .entries(
                 computed
@@ -245,7 +270,7 @@ impl fmt::Debug for Operator {
 
 impl PartialEq for Operator {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.bundle, &other.bundle) && self.step == other.step
+        self.shared.weights.same(&other.shared.weights) && self.step == other.step
     }
 }
 
@@ -277,18 +302,12 @@ impl EvalOp for Operator {
         {
             return Err(Cancelled.into());
         }
-        if let Some(matrix) = self.next_matrix.and_then(|id| self.bundle.matrix(id)) {
-            self.kernels.announce(&matrix);
+        let shared = &*self.shared;
+        if let Some(matrix) = self.next_matrix.and_then(|id| shared.weights.matrix(id)) {
+            shared.kernels.announce(&matrix);
         }
         let start = turn.profile.is_some().then(Instant::now);
-        let output = compute(
-            &self.step,
-            self.slot,
-            &self.bundle,
-            &self.kernels,
-            &mut turn,
-            &inputs,
-        )?;
+        let output = compute(&self.step, self.slot, self.rows, shared, &mut turn, &inputs)?;
         if let (Some(start), Some(profile)) = (start, &mut turn.profile) {
             profile.add_node(self.step.node, start.elapsed());
         }
@@ -299,7 +318,7 @@ impl EvalOp for Operator {
 impl TypedOp for Operator {
     fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         Ok(tvec!(f32::fact([
-            self.rows.clone(),
+            self.rows_dim.clone(),
             self.slot.columns.to_dim()
         ])))
     }

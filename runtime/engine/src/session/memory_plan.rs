@@ -1,7 +1,7 @@
 //! What an engine with one session takes at its peak, stated before anything is loaded.
 
 use crate::kv::pages_at_peak;
-use crate::model::Decoder;
+use crate::model::Model;
 use niwaki_bundle::graph::{Graph, Op};
 use niwaki_bundle::{Bundle, SectionKind};
 use niwaki_kernels::{ACTIVATION_BLOCK, AttentionScratch, KvElement, PAGE_TOKENS, QuantizedRows};
@@ -38,8 +38,8 @@ pub struct MemoryPart {
 
 /// Peak memory of an engine with one session whose context is full, by part.
 ///
-/// Logits that a caller asks for and keeps are the caller's, and so are further sessions: each takes the
-/// keys and values, activations, logits of one token and scratch again.
+/// Logits that a caller asks for and keeps are the caller's, and so are further sessions: each takes keys and values
+/// again, and those that run at the same time activations, logits of one token and scratch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The parts.
@@ -88,8 +88,11 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// How many tokens one run of the plan takes, so that activations are bounded.
-pub(super) fn chunk_tokens(decoder: &Decoder, context_tokens: usize) -> usize {
-    let columns = decoder.pool_columns().per_token.max(1);
+pub(super) fn chunk_tokens(model: &Model, context_tokens: usize) -> usize {
+    if model.graph().needs_whole_sequences() {
+        return context_tokens;
+    }
+    let columns = model.pool_columns().per_token.max(1);
     (ACTIVATIONS_TARGET_BYTES / 4 / columns)
         .clamp(1, CHUNK_TOKENS)
         .min(context_tokens)
@@ -98,13 +101,13 @@ pub(super) fn chunk_tokens(decoder: &Decoder, context_tokens: usize) -> usize {
 /// States the plan of an opened bundle.
 pub(super) fn memory_plan(
     bundle: &Bundle,
-    decoder: &Decoder,
+    model: &Model,
     element: KvElement,
     context_tokens: usize,
     threads: usize,
 ) -> MemoryPlan {
     let graph = bundle.graph();
-    let chunk = chunk_tokens(decoder, context_tokens);
+    let chunk = chunk_tokens(model, context_tokens);
     let section = |kind| {
         bundle
             .header()
@@ -116,8 +119,8 @@ pub(super) fn memory_plan(
         backing: Backing::Anonymous,
         size_bytes,
     };
-    let pool = decoder.pool_columns();
-    let values = (pool.per_token * chunk + pool.per_wanted) as u64 * 4;
+    let pool = model.pool_columns();
+    let values = (pool.per_token * chunk + pool.per_wanted + pool.per_sequence) as u64 * 4;
     let rope_pairs: usize = graph
         .ropes
         .iter()
@@ -133,7 +136,7 @@ pub(super) fn memory_plan(
             size_bytes: bundle.header().bundle_bytes,
         },
         anonymous("program", PROGRAM_BYTES),
-        anonymous("graph and plan", graph_bytes(bundle, graph, decoder)),
+        anonymous("graph and plan", graph_bytes(bundle, graph, model)),
         anonymous(
             "tokenizer",
             tokenizer_bytes(section(SectionKind::Tokenizer)),
@@ -143,7 +146,7 @@ pub(super) fn memory_plan(
             pages_at_peak(&graph.layers, element, context_tokens, chunk),
         ),
         anonymous("activations", values),
-        anonymous("logits of one token", graph.vocabulary as u64 * 4),
+        anonymous("logits of one token", one_token_bytes(graph)),
         anonymous("scratch", scratch),
         anonymous("threads", threads as u64 * PER_THREAD_BYTES),
     ];
@@ -151,6 +154,17 @@ pub(super) fn memory_plan(
         parts,
         context_tokens,
     }
+}
+
+/// One row of each output.
+fn one_token_bytes(graph: &Graph) -> u64 {
+    let nodes = graph
+        .outputs
+        .iter()
+        .filter_map(|output| graph.nodes.get(output.node));
+    nodes.fold(0, |sum: u64, node| {
+        sum.saturating_add(node.width as u64 * 4)
+    })
 }
 
 /// The widest quantized activations.
@@ -189,7 +203,7 @@ fn attention_bytes(graph: &Graph, context_tokens: usize, threads: usize) -> u64 
 }
 
 /// The parsed graph and weight table, tract's nodes, and a session's list of values.
-fn graph_bytes(bundle: &Bundle, graph: &Graph, decoder: &Decoder) -> u64 {
+fn graph_bytes(bundle: &Bundle, graph: &Graph, model: &Model) -> u64 {
     /// Measured: a parsed node and its name.
     const PER_NODE: u64 = 256;
     /// Measured: a tract node, its name, its facts and its place in the plan.
@@ -197,7 +211,7 @@ fn graph_bytes(bundle: &Bundle, graph: &Graph, decoder: &Decoder) -> u64 {
     const PER_WEIGHT: u64 = 256;
     let table = bundle.weight_table();
     graph.nodes.len() as u64 * PER_NODE
-        + decoder.steps() as u64 * PER_STEP
+        + model.steps() as u64 * PER_STEP
         + (table.matrices.len() + table.vectors.len()) as u64 * PER_WEIGHT
 }
 

@@ -1,6 +1,6 @@
 //! Which instruction set the kernels use.
 
-use super::open::OpenError;
+use super::engine::OpenError;
 use niwaki_kernels::Isa;
 
 /// Environment variable that overrides the choice, for tests and bug reports: the name of an [`Isa`].

@@ -1,13 +1,15 @@
 //! Opening a bundle as an engine.
 
+use super::error::SessionError;
 use super::isa;
 use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
-use super::session::{Session, SessionError};
+use super::session::Session;
 use super::threads::default_threads;
+use super::workspaces::Workspaces;
 use crate::kv::KvCache;
-use crate::model::{Decoder, ModelError};
+use crate::model::{Model, ModelError, Workspace};
 use crate::text::{TextError, Tokenizer};
-use niwaki_bundle::graph::{Graph, Op};
+use niwaki_bundle::graph::Graph;
 use niwaki_bundle::{
     Bundle, BundleError, ElementKind, GenerationDefaults, Manifest, Verify, WeightTable,
 };
@@ -94,11 +96,12 @@ pub struct Engine {
 struct Inner {
     bundle: Arc<Bundle>,
     kernels: Arc<Kernels>,
-    decoder: Decoder,
+    model: Model,
+    workspaces: Workspaces,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     settings: Settings,
-    token_ids: usize,
+    chunk_tokens: usize,
 }
 
 /// What the options mean for this bundle.
@@ -108,22 +111,6 @@ struct Settings {
     context_tokens: usize,
     kv: KvElement,
     isa: Isa,
-}
-
-/// Rows of the smallest embedding.
-fn token_ids(bundle: &Bundle) -> usize {
-    let tables = bundle
-        .graph()
-        .nodes
-        .iter()
-        .filter_map(|node| match node.op {
-            Op::Embed { table, .. } => bundle.weight_table().matrices.get(table),
-            _ => None,
-        });
-    tables
-        .map(|table| table.rows)
-        .min()
-        .unwrap_or(bundle.graph().vocabulary)
 }
 
 impl Engine {
@@ -180,10 +167,10 @@ impl Engine {
         let bundle = Arc::new(bundle);
         let settings = Settings::new(&bundle, options)?;
         let kernels = Arc::new(Kernels::new(settings.isa, Arc::new(ThreadPool::new(1)))?);
-        let decoder = Decoder::new(&bundle, &kernels)?;
+        let model = Model::new(&bundle, &kernels)?;
         Ok(memory_plan(
             &bundle,
-            &decoder,
+            &model,
             settings.kv,
             settings.context_tokens,
             settings.threads,
@@ -197,10 +184,10 @@ impl Engine {
             settings.isa,
             Arc::new(ThreadPool::new(settings.threads)),
         )?);
-        let decoder = Decoder::new(&bundle, &kernels)?;
+        let model = Model::new(&bundle, &kernels)?;
         let plan = memory_plan(
             &bundle,
-            &decoder,
+            &model,
             settings.kv,
             settings.context_tokens,
             settings.threads,
@@ -225,16 +212,17 @@ impl Engine {
             settings.isa.name(),
             settings.context_tokens
         );
-        let token_ids = token_ids(&bundle);
+        let chunk_tokens = chunk_tokens(&model, settings.context_tokens);
         Ok(Engine {
             inner: Arc::new(Inner {
                 bundle,
                 kernels,
-                decoder,
+                model,
+                workspaces: Workspaces::default(),
                 tokenizer,
                 plan,
                 settings,
-                token_ids,
+                chunk_tokens,
             }),
         })
     }
@@ -244,11 +232,38 @@ impl Engine {
     /// # Errors
     /// [`SessionError`] when its state cannot be made.
     pub fn session(&self) -> Result<Session, SessionError> {
-        let graph = self.graph();
-        let cache = KvCache::new(&graph.layers, self.inner.settings.kv)?;
-        let state = self.inner.decoder.spawn(graph, cache)?;
-        let chunk = chunk_tokens(&self.inner.decoder, self.context_tokens());
-        Ok(Session::new(self.clone(), state, chunk))
+        Ok(Session::new(self.clone(), self.empty_cache()?))
+    }
+
+    pub(super) fn empty_cache(&self) -> Result<KvCache, SessionError> {
+        Ok(KvCache::new(&self.graph().layers, self.inner.settings.kv)?)
+    }
+
+    pub(super) fn model(&self) -> &Model {
+        &self.inner.model
+    }
+
+    pub(super) fn workspaces(&self) -> &Workspaces {
+        &self.inner.workspaces
+    }
+
+    pub(super) fn with_workspace<R>(
+        &self,
+        work: impl FnOnce(&Model, &mut Workspace) -> R,
+    ) -> Result<R, ModelError> {
+        let model = &self.inner.model;
+        let work = |workspace: &mut Workspace| work(model, workspace);
+        self.inner.workspaces.with(model, work)
+    }
+
+    /// Tokens of one run at most.
+    pub(super) fn chunk_tokens(&self) -> usize {
+        self.inner.chunk_tokens
+    }
+
+    /// Whether both are the same, opened once.
+    pub(super) fn is(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// What the model is and how it was made.
@@ -257,13 +272,13 @@ impl Engine {
     }
 
     /// The lowered graph.
-    pub fn graph(&self) -> &Graph {
+    pub fn graph(&self) -> &Arc<Graph> {
         self.inner.bundle.graph()
     }
 
-    /// Number of token ids that can be given: rows of the embedding, at least as many as the logits have columns.
+    /// Number of token ids that can be given; 0 where the model takes none.
     pub fn token_ids(&self) -> usize {
-        self.inner.token_ids
+        self.graph().token_ids().map_or(0, |(_, count)| count)
     }
 
     /// Where the weights lie and how they are stored.

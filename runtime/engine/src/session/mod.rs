@@ -1,0 +1,20 @@
+//! Engines, sessions, and what they cost.
+
+mod batch;
+mod cancellation;
+mod engine;
+mod error;
+mod isa;
+mod memory_plan;
+mod rows;
+mod session;
+mod threads;
+mod workspaces;
+
+pub use batch::{BatchError, LogitsFor, Outputs, Step};
+pub use cancellation::Cancellation;
+pub use engine::{Engine, OpenError, OpenOptions};
+pub use error::SessionError;
+pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
+pub use rows::Logits;
+pub use session::{Checkpoint, Session};
