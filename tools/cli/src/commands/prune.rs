@@ -7,12 +7,11 @@ use super::staging::{Scratch, Staging};
 use super::{print, print_json};
 use crate::terminal::{self, Progress, Table};
 use clap::{Args, ValueEnum};
+use niwaki_convert::calibrate::Calibration;
 use niwaki_convert::evaluate::{TokenStream, evaluate};
 use niwaki_convert::export::Export;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
-use niwaki_convert::prune::{
-    Calibration, Pattern, PruneError, PruneOptions, PruneReport, prune_model,
-};
+use niwaki_convert::prune::{Pattern, PruneError, PruneOptions, PruneReport, prune_model};
 use serde::Serialize;
 use std::fmt;
 use std::num::NonZeroUsize;

@@ -369,7 +369,9 @@ impl MatrixSource {
         let (Content::Quantized { codes, zero, scale }, Element::Int4 | Element::Int8) =
             (&self.content, format.element)
         else {
-            return RowsOut::Real(self.read_values(range));
+            let mut values = vec![0.0; range.len() * self.cols];
+            self.read_floats(range, &mut values);
+            return RowsOut::Real(values);
         };
         // The packed format counts codes as signed; unsigned ones move down by half their range.
         let shift = match (codes.signed(), codes.bits()) {
@@ -402,14 +404,13 @@ impl MatrixSource {
         }
     }
 
-    /// Rows `range` as numbers.
-    fn read_values(&self, range: Range<usize>) -> Vec<f32> {
-        let mut out = vec![0.0; range.len() * self.cols];
+    /// Rows `range` as numbers, row-major, into `out`, which has as many.
+    pub fn read_floats(&self, range: Range<usize>, out: &mut [f32]) {
         match &self.content {
             // A transposed matrix is read down its columns, which lie in a row in the file.
             Content::Real(values) if values.is_transposed() => {
                 let from: Vec<usize> = range.clone().map(|row| self.stored_row(row)).collect();
-                values.read_transposed(&from, self.cols, &mut out);
+                values.read_transposed(&from, self.cols, out);
                 if let Some(factors) = &self.row_factors {
                     for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
                         out.iter_mut().for_each(|value| *value *= factors[row]);
@@ -422,7 +423,6 @@ impl MatrixSource {
                 }
             }
         }
-        out
     }
 }
 

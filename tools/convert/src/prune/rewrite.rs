@@ -1,6 +1,6 @@
 //! Zeros in the stored tensors.
 
-use super::calibrate::{Measured, Projections};
+use super::measure::{Importance, Importances};
 use super::selection::{Pattern, scores, select};
 use super::{LeftNode, PruneError, PruneReport, PrunedMatrix};
 use crate::onnx::{
@@ -18,12 +18,12 @@ const PANEL_ROWS: usize = 256;
 struct Product<'a> {
     node: &'a NodeProto,
     rows: ChannelRows,
-    measured: &'a Measured,
+    norms: Option<&'a [f32]>,
 }
 
 pub(super) fn rewrite(
     model: &OnnxModel,
-    projections: &Projections,
+    importances: &Importances,
     pattern: Pattern,
 ) -> Result<(OnnxModel, PruneReport), PruneError> {
     let graph = model.graph();
@@ -34,13 +34,26 @@ pub(super) fn rewrite(
     for node in &graph.node {
         match (
             constant_matrix(model, &producers, node)?,
-            projections.get(node.name_or_output()),
+            importances.get(node.name_or_output()),
         ) {
-            (Some(rows), Some(measured)) => products.push(Product {
+            (Some(rows), Some(Importance::Magnitude)) => products.push(Product {
                 node,
                 rows,
-                measured,
+                norms: None,
             }),
+            (Some(rows), Some(Importance::Driven(norms))) if norms.len() == rows.columns() => {
+                products.push(Product {
+                    node,
+                    rows,
+                    norms: Some(norms),
+                });
+            }
+            (Some(_), Some(Importance::Driven(_) | Importance::Unknown)) => {
+                report.left.push(LeftNode {
+                    node: node.label(),
+                    reason: "what it is multiplied with was not measured",
+                });
+            }
             (Some(rows), None) => {
                 needed_whole.insert(rows.matrix.value().to_owned());
             }
@@ -52,6 +65,7 @@ pub(super) fn rewrite(
         }
     }
     let mut spool = Spool::new()?;
+    let mut taken = 0;
     let mut written: HashMap<String, Tensor> = HashMap::new();
     for product in &products {
         let name = product.rows.matrix.value();
@@ -63,10 +77,14 @@ pub(super) fn rewrite(
             continue;
         }
         if !written.contains_key(name) {
-            let (tensor, pruned) = prune(product, pattern, &mut spool)?;
+            let (tensor, pruned, count) = prune(product, pattern, &mut spool)?;
+            taken += count;
             written.insert(name.to_owned(), tensor);
             report.pruned.push(pruned);
         }
+    }
+    if taken == 0 {
+        return Err(nothing(&report, pattern));
     }
     let data = spool.finish()?;
     let proto = ModelProto {
@@ -74,6 +92,25 @@ pub(super) fn rewrite(
         ..model.proto().clone()
     };
     Ok((model.derive(proto)?, report))
+}
+
+/// Why no weight became zero.
+fn nothing(report: &PruneReport, pattern: Pattern) -> PruneError {
+    let reason = match (report.pruned.is_empty(), report.left.first()) {
+        (false, _) => format!(
+            "a sparsity of {} is less than one weight of what is compared",
+            pattern.sparsity()
+        ),
+        (true, Some(left)) => {
+            let others = match report.left.len() - 1 {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            format!("{}{others}: {}", left.node, left.reason)
+        }
+        (true, None) => "there are no projections inside its layers".to_owned(),
+    };
+    PruneError::NothingPruned { reason }
 }
 
 /// The matrix of a node that multiplies by a constant one, or looks up its rows.
@@ -103,20 +140,16 @@ struct Tensor {
     range: std::ops::Range<usize>,
 }
 
+/// The pruned tensor, what was done, and how many weights were taken.
 fn prune(
     product: &Product<'_>,
     pattern: Pattern,
     spool: &mut Spool,
-) -> Result<(Tensor, PrunedMatrix), PruneError> {
-    let Product {
-        node,
-        rows,
-        measured,
-    } = product;
+) -> Result<(Tensor, PrunedMatrix, usize), PruneError> {
+    let Product { node, rows, norms } = product;
     let (count, columns) = (rows.rows(), rows.columns());
-    let norms = measured.norms().filter(|norms| norms.len() == columns);
     // Wanda compares within a row. Magnitudes are compared within the matrix; groups lie within rows anyway.
-    let panel_rows = match (&norms, pattern) {
+    let panel_rows = match (norms, pattern) {
         (None, Pattern::Unstructured(_)) => count.max(1),
         _ => PANEL_ROWS,
     };
@@ -129,7 +162,8 @@ fn prune(
     let element_bytes = stored.data.len() / (count * columns).max(1);
     let mut data = stored.data.to_vec();
     let mut values = vec![];
-    let (mut zeros, mut power, mut lost) = (0u64, 0.0f64, 0.0f64);
+    let (mut taken, mut zeros) = (0usize, 0u64);
+    let (mut power, mut lost) = (0.0f64, 0.0f64);
     for first in (0..count).step_by(panel_rows) {
         let panel = first..(first + panel_rows).min(count);
         rows.read(panel, &mut values)?;
@@ -139,7 +173,7 @@ fn prune(
                 row: first + at / columns.max(1),
             });
         }
-        let scores = scores(&values, columns, norms.as_deref());
+        let scores = scores(&values, columns, *norms);
         for (index, scores) in scores.chunks(group.max(1)).enumerate() {
             select(scores, columns, pattern, |at| {
                 let at = index * group + at;
@@ -147,6 +181,7 @@ fn prune(
                 data[to..to + element_bytes].fill(0);
                 lost += f64::from(values[at]).powi(2);
                 values[at] = 0.0;
+                taken += 1;
             });
         }
         power += values
@@ -174,6 +209,7 @@ fn prune(
                 0.0
             },
         },
+        taken,
     ))
 }
 

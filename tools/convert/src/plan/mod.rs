@@ -1,0 +1,5 @@
+//! What happens to which matrix.
+
+mod kind;
+
+pub use kind::{MatrixKind, kinds};
