@@ -19,6 +19,9 @@ pub trait FloatRows: Sync {
     /// # Errors
     /// When the file that holds them cannot be read.
     fn read(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), OnnxError>;
+
+    /// Says that these rows are not needed for a while: what of a file holds them and nothing else may leave memory.
+    fn release(&self, _range: Range<usize>) {}
 }
 
 /// A matrix in memory.

@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod export;
 pub mod float_rows;
 pub mod lower;
+pub mod memory;
 pub mod onnx;
 pub mod panels;
 pub mod plan;

@@ -141,12 +141,15 @@ impl Piece<'_> {
         let pack = |panel: std::ops::Range<usize>| {
             let mut values = vec![0.0; panel.len() * columns];
             matrix.read(panel.clone(), &mut values)?;
+            matrix.release(panel.clone());
             // Its only error is a wrong number of values.
             Ok::<_, CalibrateError>(
                 pack_float(MatrixFormat::F32, panel.len(), columns, &values).unwrap_or_default(),
             )
         };
         each_panel(rows, pack, |bytes| Ok(output.write(&bytes)?), &mut |_| ())?;
-        Ok(output.finish()?)
+        let id = output.finish()?;
+        matrix.release(0..rows);
+        Ok(id)
     }
 }

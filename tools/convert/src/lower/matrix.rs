@@ -143,6 +143,9 @@ impl MatrixSource {
         {
             return false;
         }
+        if self.is(other) {
+            return true;
+        }
         let same = |row: usize, col: usize| {
             self.value(row, col).to_bits() == other.value(row, col).to_bits()
         };
@@ -275,6 +278,42 @@ impl MatrixSource {
         if let Some(factor) = factor {
             out.iter_mut().for_each(|value| *value *= factor);
         }
+    }
+
+    /// Says that these rows are not needed for a while: what of the file holds them and nothing else leaves memory.
+    pub(super) fn release(&self, range: Range<usize>) {
+        // Rows that were picked lie anywhere, but all of them are all there is.
+        let whole = range == (0..self.rows());
+        let part = (!whole && self.row_picks.is_none()).then_some(range);
+        if !whole && part.is_none() {
+            return;
+        }
+        match &self.content {
+            Content::Real(values) => values.release(part),
+            Content::Quantized { codes, zero, scale } => {
+                codes.release(part.clone());
+                if part.is_none() {
+                    scale.release(None);
+                    match zero {
+                        Zero::Constant(_) => {}
+                        Zero::Codes(codes) => codes.release(None),
+                        Zero::Real(values) => values.release(None),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether both are the same part of the same file.
+    fn is(&self, other: &MatrixSource) -> bool {
+        let same_content = match (&self.content, &other.content) {
+            (Content::Real(mine), Content::Real(theirs)) => mine.is(theirs),
+            _ => false,
+        };
+        same_content
+            && (self.rows, self.cols) == (other.rows, other.cols)
+            && self.row_picks == other.row_picks
+            && self.row_factors == other.row_factors
     }
 
     fn stored_row(&self, row: usize) -> usize {

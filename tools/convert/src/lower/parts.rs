@@ -97,6 +97,18 @@ impl FloatRows for Matrix {
         }
         Ok(())
     }
+
+    fn release(&self, range: std::ops::Range<usize>) {
+        let mut first = 0;
+        for source in &self.stack {
+            let last = first + source.rows();
+            let (start, end) = (range.start.max(first), range.end.min(last));
+            if start < end {
+                source.release(start - first..end - first);
+            }
+            first = last;
+        }
+    }
 }
 
 /// All constants of a lowered graph, in the order of their ids.

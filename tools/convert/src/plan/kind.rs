@@ -1,5 +1,7 @@
 //! What a matrix is for.
 
+use crate::lower::{ModelFacts, Rounding, lower};
+use crate::onnx::OnnxModel;
 use niwaki_bundle::graph::{Columns, Graph, InputKind, MatrixId, Node, Op, Output};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,10 +48,12 @@ impl MatrixKind {
 
     /// Whether rows of it are looked up.
     pub fn is_table(self) -> bool {
-        matches!(
-            self,
-            MatrixKind::Embedding | MatrixKind::EmbeddingAndHead | MatrixKind::PositionTable
-        )
+        self.is_embedding() || self == MatrixKind::PositionTable
+    }
+
+    /// Whether rows of it are looked up by token ids.
+    pub fn is_embedding(self) -> bool {
+        matches!(self, MatrixKind::Embedding | MatrixKind::EmbeddingAndHead)
     }
 
     /// Whether it is a projection inside the layers.
@@ -80,6 +84,27 @@ pub fn kinds(graph: &Graph) -> BTreeMap<MatrixId, MatrixKind> {
         }
     }
     kinds
+}
+
+/// The kinds of the matrices that an ONNX model's nodes read, by the nodes' names. Where the model does not lower, nothing
+/// is known of them.
+pub fn kinds_by_node(model: &OnnxModel, facts: &ModelFacts) -> BTreeMap<String, MatrixKind> {
+    let Ok(lowered) = lower(model, facts, Rounding::Niwaki) else {
+        return BTreeMap::new();
+    };
+    let kinds = kinds(&lowered.graph);
+    let mut by_node = BTreeMap::new();
+    for node in &lowered.graph.nodes {
+        for matrix in node.op.matrices() {
+            let Some(kind) = kinds.get(&matrix) else {
+                continue;
+            };
+            by_node.insert(node.name.clone(), *kind);
+            let origins = lowered.parts.matrices[matrix].origins.iter();
+            by_node.extend(origins.map(|origin| (origin.node.clone(), *kind)));
+        }
+    }
+    by_node
 }
 
 /// The kind of a matrix that is of two.

@@ -148,4 +148,8 @@ impl FloatRows for Pruned<'_> {
         prune_rows(out, &self.norms, self.pattern);
         Ok(())
     }
+
+    fn release(&self, range: Range<usize>) {
+        self.matrix.release(range);
+    }
 }

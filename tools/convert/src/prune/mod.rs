@@ -18,7 +18,9 @@ pub use selection::Pattern;
 
 use crate::calibrate::{CalibrateError, Calibration};
 use crate::lower::{LowerError, ModelFacts};
-use crate::onnx::{OnnxError, OnnxModel};
+use crate::memory::give_back_freed;
+use crate::onnx::{OnnxError, OnnxModel, release_all};
+use crate::plan::LeftNode;
 use serde::Serialize;
 
 /// What to prune, and by which measure of importance.
@@ -65,15 +67,6 @@ pub struct PrunedMatrix {
     pub zeros: u64,
     /// Root mean square of what was taken away over that of the weights.
     pub relative_error: f64,
-}
-
-/// One node that kept its weights.
-#[derive(Clone, Debug, Serialize)]
-pub struct LeftNode {
-    /// The node.
-    pub node: String,
-    /// Why it was left.
-    pub reason: &'static str,
 }
 
 /// Why a model could not be pruned.
@@ -133,6 +126,8 @@ pub fn prune_model(
     let mut inlined = model.derive(model.proto().clone())?;
     inlined.inline_functions()?;
     let lowered = crate::lower::lower(&inlined, facts, crate::lower::Rounding::Niwaki)?;
+    release_all();
+    give_back_freed();
     let projections = measure::Projections::of(&lowered);
     let importances = match options.calibration {
         None => projections.by_magnitude(),

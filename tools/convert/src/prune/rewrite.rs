@@ -2,14 +2,15 @@
 
 use super::measure::{Importance, Importances};
 use super::selection::{Pattern, scores, select};
-use super::{LeftNode, PruneError, PruneReport, PrunedMatrix};
+use super::{PruneError, PruneReport, PrunedMatrix};
+use crate::float_rows::FloatRows;
 use crate::onnx::{
-    ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers, map_file,
+    ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers, Spool,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto},
 };
+use crate::plan::LeftNode;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
-use std::io::{BufWriter, Write};
 
 /// Rows that are in memory as floats at a time where they are compared row by row.
 const PANEL_ROWS: usize = 256;
@@ -51,7 +52,7 @@ pub(super) fn rewrite(
             (Some(_), Some(Importance::Driven(_) | Importance::Unknown)) => {
                 report.left.push(LeftNode {
                     node: node.label(),
-                    reason: "what it is multiplied with was not measured",
+                    reason: "what it is multiplied with was not measured".to_owned(),
                 });
             }
             (Some(rows), None) => {
@@ -59,12 +60,12 @@ pub(super) fn rewrite(
             }
             (None, Some(_)) => report.left.push(LeftNode {
                 node: node.label(),
-                reason: "its weights are not plain floats: prune before quantizing",
+                reason: "its weights are not plain floats: prune before quantizing".to_owned(),
             }),
             (None, None) => {}
         }
     }
-    let mut spool = Spool::new()?;
+    let mut spool = Spool::new().map_err(PruneError::Spool)?;
     let mut taken = 0;
     let mut written: HashMap<String, Tensor> = HashMap::new();
     for product in &products {
@@ -72,7 +73,7 @@ pub(super) fn rewrite(
         if needed_whole.contains(name) {
             report.left.push(LeftNode {
                 node: product.node.label(),
-                reason: "an embedding or the output head has the same weights",
+                reason: "an embedding or the output head has the same weights".to_owned(),
             });
             continue;
         }
@@ -86,7 +87,7 @@ pub(super) fn rewrite(
     if taken == 0 {
         return Err(nothing(&report, pattern));
     }
-    let data = spool.finish()?;
+    let data = spool.finish().map_err(PruneError::Spool)?;
     let proto = ModelProto {
         graph: Some(with_tensors(graph, &written, &data)),
         ..model.proto().clone()
@@ -166,6 +167,8 @@ fn prune(
     let (mut power, mut lost) = (0.0f64, 0.0f64);
     for first in (0..count).step_by(panel_rows) {
         let panel = first..(first + panel_rows).min(count);
+        values.clear();
+        values.resize(panel.len() * columns, 0.0);
         rows.read(panel, &mut values)?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(PruneError::NotFinite {
@@ -190,10 +193,11 @@ fn prune(
             .sum::<f64>();
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
+    rows.release(0..count);
     let tensor = Tensor {
         data_type: stored.data_type,
         dims: stored.dims.iter().map(|dim| *dim as i64).collect(),
-        range: spool.append(&data)?,
+        range: spool.append(&data).map_err(PruneError::Spool)?,
     };
     let total = power + lost;
     Ok((
@@ -241,36 +245,4 @@ fn with_tensors(graph: &GraphProto, written: &HashMap<String, Tensor>, data: &By
         }
     }
     graph
-}
-
-/// Pruned tensors on disk, so that memory does not have to hold them all.
-struct Spool {
-    file: BufWriter<tempfile::NamedTempFile>,
-    length: usize,
-}
-
-impl Spool {
-    fn new() -> Result<Spool, PruneError> {
-        let file = tempfile::NamedTempFile::new().map_err(PruneError::Spool)?;
-        Ok(Spool {
-            file: BufWriter::new(file),
-            length: 0,
-        })
-    }
-
-    fn append(&mut self, data: &[u8]) -> Result<std::ops::Range<usize>, PruneError> {
-        self.file.write_all(data).map_err(PruneError::Spool)?;
-        let start = self.length;
-        self.length += data.len();
-        Ok(start..self.length)
-    }
-
-    /// Everything that was appended; the file goes when nobody holds it any more.
-    fn finish(self) -> Result<Bytes, PruneError> {
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|error| PruneError::Spool(error.into_error()))?;
-        map_file(file.path()).map_err(PruneError::Spool)
-    }
 }

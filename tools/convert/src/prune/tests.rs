@@ -172,7 +172,8 @@ fn what_cannot_be_pruned_is_refused_or_named() {
         PruneError::Calibrate(CalibrateError::NoTokens)
     ));
 
-    let (quantized, _) = quantize_model(&model, &QuantizeOptions::new(Bits::Eight)).unwrap();
+    let (quantized, _) =
+        quantize_model(&model, &QuantizeOptions::new(Bits::Eight), &mut |_| ()).unwrap();
     let (sequences, scratch) = (sequences(), tempfile::tempdir().unwrap());
     for calibration in [None, Some(&sequences)] {
         let calibration = calibration.map(|sequences| Calibration {
