@@ -1,7 +1,7 @@
 //! What sampling promises.
 #![allow(clippy::unwrap_used)]
 
-use niwaki::{Candidates, RepetitionPenalty, Sampler, Sampling, SamplingStep};
+use niwaki::{Candidates, Random, RepetitionPenalty, Sampler, Sampling, SamplingStep};
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 
@@ -276,4 +276,53 @@ fn what_a_step_answers_is_made_a_number() {
             }
         }
     }
+}
+
+#[test]
+fn a_seed_gives_the_tokens_it_gave_in_every_version_so_far() {
+    // FNV-1a over the tokens of all settings.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut random = Random::new(99);
+    for temperature in [0.0, 0.3, 1.0, 2.5] {
+        for top_k in [None, Some(5), Some(40)] {
+            for (top_p, min_p) in [
+                (None, None),
+                (Some(0.9), None),
+                (Some(1.0), Some(0.01)),
+                (None, Some(0.05)),
+                (Some(0.7), Some(0.1)),
+            ] {
+                for penalty in [None, Some((1.3, None)), Some((0.8, Some(7)))] {
+                    let sampling = Sampling {
+                        temperature,
+                        top_k,
+                        top_p,
+                        min_p,
+                        repetition_penalty: penalty.map(|(factor, last_tokens)| {
+                            RepetitionPenalty {
+                                factor,
+                                last_tokens,
+                            }
+                        }),
+                        seed: 11,
+                    };
+                    let mut sampler = Sampler::new(&sampling).unwrap();
+                    for _ in 0..20 {
+                        let mut logits: Vec<f32> = (0..700)
+                            .map(|_| ((random.next_unit() - 0.6) * 16.0) as f32)
+                            .collect();
+                        // Equal ones, and some that are no numbers.
+                        logits.copy_within(..100, 300);
+                        logits[5] = f32::NAN;
+                        logits[6] = f32::INFINITY;
+                        logits[7] = f32::NEG_INFINITY;
+                        let token = sampler.sample(&logits).unwrap();
+                        sampler.accept(token);
+                        hash = (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3);
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(hash, 9_967_927_417_059_301_835);
 }
