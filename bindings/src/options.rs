@@ -105,13 +105,13 @@ impl GenerateOptions {
         niwaki::GenerateOptions {
             max_new_tokens: self.max_new_tokens as usize,
             sampling,
-            stop_tokens: Vec::new(),
             stop_strings: self.stop_strings.clone(),
             context_end: match self.context_end {
                 ContextEnd::Stop => niwaki::ContextEnd::Stop,
                 ContextEnd::Refuse => niwaki::ContextEnd::Refuse,
                 ContextEnd::ForgetOldest => niwaki::ContextEnd::ForgetOldest,
             },
+            ..niwaki::GenerateOptions::default()
         }
     }
 }

@@ -38,6 +38,10 @@ pub enum FinishReason {
     StopString,
     /// The context is full.
     ContextFull,
+    /// No token was allowed to follow.
+    NothingAllowed,
+    /// A filter ended the text.
+    Filtered,
     /// It was cancelled.
     Cancelled,
     /// It broke off with an error.
@@ -53,6 +57,8 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
             }
             Some(niwaki::FinishReason::StopString) => FinishReason::StopString,
             Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
+            Some(niwaki::FinishReason::NothingAllowed) => FinishReason::NothingAllowed,
+            Some(niwaki::FinishReason::Filtered) => FinishReason::Filtered,
             Some(niwaki::FinishReason::Failed) => FinishReason::Failed,
             // One that nobody reads to its end.
             Some(niwaki::FinishReason::Cancelled) | None => FinishReason::Cancelled,

@@ -33,9 +33,10 @@ pub use engine::{
     OpenOptions, Session, SessionError,
 };
 pub use generate::{
-    Candidate, Candidates, Chat, ChatRequest, ContextEnd, FinishReason, GenerateError,
-    GenerateOptions, Generation, InvalidSampling, Random, RepetitionPenalty, Reply, Sampler,
-    Sampling, SamplingStep, Token, TokenStream,
+    Candidate, Candidates, Chat, ChatRequest, Checkpoint, CheckpointAhead, ContextEnd,
+    FilteredText, FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling,
+    Random, RepetitionPenalty, Reply, SampleError, Sampler, Sampling, SamplingStep, SamplingSteps,
+    Stage, TextFilter, TextFilters, Token, TokenStream,
 };
 pub use model::{ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};

@@ -82,6 +82,8 @@ pub(super) fn finish_reason(reason: Option<FinishReason>) -> &'static str {
         Some(FinishReason::StopString) => "stop_string",
         Some(FinishReason::MaxTokens) => "max_new_tokens",
         Some(FinishReason::ContextFull) => "context_full",
+        Some(FinishReason::NothingAllowed) => "nothing_allowed",
+        Some(FinishReason::Filtered) => "filtered",
         Some(FinishReason::Cancelled) => "cancelled",
         Some(FinishReason::Failed) | None => "failed",
     }

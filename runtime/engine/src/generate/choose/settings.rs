@@ -3,7 +3,7 @@
 use crate::bundle::GenerationDefaults;
 
 /// How the next token is chosen: a chain of repetition penalty, temperature, top-k, top-p and min-p in this
-/// order, as transformers has it, then a draw.
+/// order, as transformers has it, then a draw. An app's own steps join them at their [`Stage`](crate::Stage).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Softmax temperature; 0 always takes the most likely token.
