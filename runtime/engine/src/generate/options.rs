@@ -30,10 +30,11 @@ pub struct GenerateOptions {
     pub stop_strings: Vec<String>,
     /// What happens when the context has no room left.
     pub context_end: ContextEnd,
-    /// Sampling steps of the app's own, beside those of `sampling`. They work on the device: an endpoint does not get them.
+    /// Sampling steps of the app's own, beside those of `sampling`. They work on the device: a router's endpoint
+    /// does not get them.
     pub steps: SamplingSteps,
     /// Filters of the app's own for the text that is generated. Stop strings are looked for in what they let through. They
-    /// work on the device: text of an endpoint does not pass them.
+    /// work on the device: text of a router's endpoint does not pass them.
     pub filters: TextFilters,
 }
 
