@@ -59,9 +59,10 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
             Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
             Some(niwaki::FinishReason::NothingAllowed) => FinishReason::NothingAllowed,
             Some(niwaki::FinishReason::Filtered) => FinishReason::Filtered,
-            Some(niwaki::FinishReason::Failed) => FinishReason::Failed,
             // One that nobody reads to its end.
             Some(niwaki::FinishReason::Cancelled) | None => FinishReason::Cancelled,
+            // And what has no name here yet: nobody shall take it for a good end.
+            Some(_) => FinishReason::Failed,
         }
     }
 }

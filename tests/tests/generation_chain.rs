@@ -44,12 +44,10 @@ impl SamplingStep for Only {
 
 /// Only a and b, which are tokens of their own and one together.
 fn letters(left: usize, max_new_tokens: usize) -> GenerateOptions {
-    let mut options = options(max_new_tokens);
-    options.steps.push(Only {
+    options(max_new_tokens).with_step(Only {
         tokens: &[1, 2, 4],
         left,
-    });
-    options
+    })
 }
 
 #[test]
@@ -130,8 +128,7 @@ fn a_generation_that_may_choose_nothing_ends_and_says_so() {
 
     // Text that was held back is given out, as at every end.
     let free = text(engine.session().unwrap().generate(&[1], &letters(5, 5)));
-    let mut holding = letters(5, 30);
-    holding.stop_strings = vec![format!("{free}x")];
+    let holding = letters(5, 30).with_stop_strings([format!("{free}x")]);
     let mut session = engine.session().unwrap();
     let items: Vec<_> = session
         .generate(&[1], &holding)
@@ -241,11 +238,6 @@ impl TextFilter for EndBefore {
     }
 }
 
-fn with_filter(filter: impl TextFilter + 'static, mut options: GenerateOptions) -> GenerateOptions {
-    options.filters.push(filter);
-    options
-}
-
 /// What is generated, the text of the last item, and why it ended.
 fn ended(engine: &Engine, options: &GenerateOptions) -> (String, String, Option<FinishReason>) {
     let mut session = engine.session().unwrap();
@@ -264,17 +256,17 @@ fn a_filter_changes_holds_back_and_ends_what_is_given_out() {
     let (free, _, _) = ended(&engine, &options(60));
     assert!(free.contains("ab") && free.contains('c'));
 
-    let replacing = with_filter(Replace::new("ab", "tree"), options(60));
+    let replacing = options(60).with_filter(Replace::new("ab", "tree"));
     let (replaced, _, reason) = ended(&engine, &replacing);
     assert_eq!(replaced, free.replace("ab", "tree"));
     assert_eq!(reason, Some(FinishReason::MaxTokens));
 
-    let holding = with_filter(Hold::default(), options(60));
+    let holding = options(60).with_filter(Hold::default());
     let (held, last, reason) = ended(&engine, &holding);
     assert_eq!((&held, &last), (&free, &free));
     assert_eq!(reason, Some(FinishReason::MaxTokens));
 
-    let ending = with_filter(EndBefore('c'), options(60));
+    let ending = options(60).with_filter(EndBefore('c'));
     let (until, _, reason) = ended(&engine, &ending);
     assert_eq!(until, free.split('c').next().unwrap());
     assert_eq!(reason, Some(FinishReason::Filtered));
@@ -286,11 +278,9 @@ fn a_filter_changes_holds_back_and_ends_what_is_given_out() {
 fn stop_strings_are_looked_for_in_what_filters_let_through() {
     let engine = Model::new(None).open(None);
     let (free, _, _) = ended(&engine, &options(60));
-    let stopping = |filter: GenerateOptions, stop: &str| GenerateOptions {
-        stop_strings: vec![stop.to_owned()],
-        ..filter
-    };
-    let replacing = || with_filter(Replace::new("ab", "tree"), options(60));
+    let stopping =
+        |filter: GenerateOptions, stop: &str| filter.with_stop_strings([stop.to_owned()]);
+    let replacing = || options(60).with_filter(Replace::new("ab", "tree"));
     let (stopped, _, reason) = ended(&engine, &stopping(replacing(), "tree"));
     assert_eq!(stopped, free.split("ab").next().unwrap());
     assert_eq!(reason, Some(FinishReason::StopString));
@@ -299,7 +289,7 @@ fn stop_strings_are_looked_for_in_what_filters_let_through() {
     assert_eq!(whole, free.replace("ab", "tree"));
     assert_eq!(reason, Some(FinishReason::MaxTokens));
     // All of it comes out at once, at the end.
-    let holding = with_filter(Hold::default(), options(60));
+    let holding = options(60).with_filter(Hold::default());
     let (stopped, _, reason) = ended(&engine, &stopping(holding, "ab"));
     assert_eq!(stopped, free.split("ab").next().unwrap());
     assert_eq!(reason, Some(FinishReason::StopString));
@@ -310,7 +300,7 @@ fn a_filtered_reply_joins_the_conversation_as_it_was_given_out() {
     let engine = Model::new(None).open(None);
     for filter in [EndBefore('c'), EndBefore('a')] {
         let mut chat = engine.chat().unwrap();
-        let filtered = with_filter(filter, options(60));
+        let filtered = options(60).with_filter(filter);
         let mut reply = chat.reply("abc", &filtered);
         let replied = text(reply.by_ref());
         assert_eq!(reply.finish_reason(), Some(FinishReason::Filtered));
@@ -334,12 +324,10 @@ fn a_filtered_reply_joins_the_conversation_as_it_was_given_out() {
 
 #[test]
 fn options_show_none_of_what_filters_hold() {
-    let options = with_filter(Replace::new("secret", "tree"), options(1));
+    let filtered = || options(1).with_filter(Replace::new("secret", "tree"));
+    let options = filtered();
     assert_eq!(options, options.clone());
-    assert_ne!(
-        options,
-        with_filter(Replace::new("secret", "tree"), options.clone())
-    );
+    assert_ne!(options, filtered());
     assert!(!format!("{options:?}").contains("secret"));
     assert!(!format!("{:?}", FilteredText::ends("secret")).contains("secret"));
 }

@@ -18,12 +18,12 @@ fn sampling() -> impl Strategy<Value = Sampling> {
         proptest::option::of(0.01f32..=1.0),
         any::<u64>(),
     )
-        .prop_map(|(temperature, top_k, top_p, seed)| Sampling {
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            ..Sampling::GREEDY
+        .prop_map(|(temperature, top_k, top_p, seed)| {
+            Sampling::GREEDY
+                .with_temperature(temperature)
+                .with_top_k(top_k)
+                .with_top_p(top_p)
+                .with_seed(seed)
         })
 }
 
@@ -48,20 +48,20 @@ fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
 proptest! {
     #[test]
     fn temperature_zero_takes_the_best_and_the_first_of_equals(logits in logits(), seed in any::<u64>()) {
-        let greedy = Sampling { seed, ..Sampling::GREEDY };
+        let greedy = Sampling::GREEDY.with_seed(seed);
         prop_assert_eq!(draws(&greedy, &logits, 1)[0], ranking(&logits)[0]);
         prop_assert_eq!(draws(&greedy, &vec![1.5; logits.len()], 1)[0], 0);
     }
 
     #[test]
     fn top_1_takes_the_best(logits in logits(), temperature in 0.1f32..5.0, seed in any::<u64>()) {
-        let sampling = Sampling { temperature, top_k: Some(1), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(temperature).with_top_k(1).with_seed(seed);
         prop_assert_eq!(draws(&sampling, &logits, 3), vec![ranking(&logits)[0]; 3]);
     }
 
     #[test]
     fn top_k_draws_from_the_k_best(logits in logits(), k in 1usize..20, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 2.0, top_k: Some(k), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(2.0).with_top_k(k).with_seed(seed);
         let ranking = ranking(&logits);
         let best = &ranking[..k.min(ranking.len())];
         prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| best.contains(id)));
@@ -69,7 +69,7 @@ proptest! {
 
     #[test]
     fn top_p_draws_from_the_fewest_that_reach_p(logits in logits(), p in 0.01f32..0.99, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 1.0, top_p: Some(p), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_top_p(p).with_seed(seed);
         let ranking = ranking(&logits);
         let best = f64::from(logits[ranking[0] as usize]);
         let weight = |id: &u32| (f64::from(logits[*id as usize]) - best).exp();
@@ -86,7 +86,7 @@ proptest! {
 
     #[test]
     fn min_p_draws_from_those_with_a_share_of_the_best(logits in logits(), p in 0.001f32..=1.0, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 1.0, min_p: Some(p), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_min_p(p).with_seed(seed);
         let best = f64::from(logits[ranking(&logits)[0] as usize]);
         // Rounding may go either way at the edge.
         let kept = |id: &u32| (f64::from(logits[*id as usize]) - best).exp() >= f64::from(p) * (1.0 - 1e-9);
@@ -111,7 +111,7 @@ proptest! {
                 *self.0.lock().unwrap() = tokens.collect();
             }
         }
-        let sampling = Sampling { temperature: 1.0, min_p: Some(p), ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_min_p(p);
         let kept = Arc::new(Mutex::new(Vec::new()));
         let mut sampler = Sampler::new(&sampling).unwrap();
         sampler.push(Box::new(Record(kept.clone())));
@@ -132,8 +132,8 @@ proptest! {
         logits in logits(), factor in 0.5f32..3.0, context in proptest::collection::vec(0u32..300, 0..20),
         last_tokens in proptest::option::of(0usize..10)
     ) {
-        let penalty = RepetitionPenalty { factor, last_tokens };
-        let sampling = Sampling { repetition_penalty: Some(penalty), ..Sampling::GREEDY };
+        let penalty = RepetitionPenalty::new(factor).with_last_tokens(last_tokens);
+        let sampling = Sampling::GREEDY.with_repetition_penalty(penalty);
         let mut sampler = Sampler::new(&sampling).unwrap();
         // It makes no difference which of them are the prompt's.
         let (prompt, chosen) = context.split_at(context.len() / 2);
@@ -184,11 +184,7 @@ fn nothing_but_undefined_logits_gives_a_token_and_no_logits_nothing_to_choose() 
     ] {
         for sampling in [
             Sampling::GREEDY,
-            Sampling {
-                temperature: 1.0,
-                top_p: Some(0.5),
-                ..Sampling::GREEDY
-            },
+            Sampling::GREEDY.with_temperature(1.0).with_top_p(0.5),
         ] {
             assert!(draws(&sampling, &logits, 1)[0] < 5);
         }
@@ -203,12 +199,10 @@ fn nothing_but_undefined_logits_gives_a_token_and_no_logits_nothing_to_choose() 
 fn tokens_come_as_often_as_their_probability_says() {
     // Probabilities 1/2, 1/4, 1/4 at temperature 1; 1/6 of the rest is cut by top-k.
     let logits = [2f32.ln(), 0.0, -9.0, 0.0];
-    let sampling = Sampling {
-        temperature: 1.0,
-        top_k: Some(3),
-        seed: 5,
-        ..Sampling::GREEDY
-    };
+    let sampling = Sampling::GREEDY
+        .with_temperature(1.0)
+        .with_top_k(3)
+        .with_seed(5);
     let draws = draws(&sampling, &logits, 20_000);
     let share =
         |id: u32| draws.iter().filter(|drawn| **drawn == id).count() as f64 / draws.len() as f64;
@@ -221,11 +215,7 @@ fn tokens_come_as_often_as_their_probability_says() {
 fn a_higher_temperature_spreads_the_draws() {
     let logits = [1.0, 0.0];
     let firsts = |temperature: f32| {
-        let sampling = Sampling {
-            temperature,
-            seed: 9,
-            ..Sampling::GREEDY
-        };
+        let sampling = Sampling::GREEDY.with_temperature(temperature).with_seed(9);
         draws(&sampling, &logits, 5_000)
             .iter()
             .filter(|id| **id == 0)
@@ -249,19 +239,15 @@ fn a_seed_gives_the_tokens_it_gave_in_every_version_so_far() {
                 (Some(0.7), Some(0.1)),
             ] {
                 for penalty in [None, Some((1.3, None)), Some((0.8, Some(7)))] {
-                    let sampling = Sampling {
-                        temperature,
-                        top_k,
-                        top_p,
-                        min_p,
-                        repetition_penalty: penalty.map(|(factor, last_tokens)| {
-                            RepetitionPenalty {
-                                factor,
-                                last_tokens,
-                            }
-                        }),
-                        seed: 11,
-                    };
+                    let sampling = Sampling::GREEDY
+                        .with_temperature(temperature)
+                        .with_top_k(top_k)
+                        .with_top_p(top_p)
+                        .with_min_p(min_p)
+                        .with_repetition_penalty(penalty.map(|(factor, last_tokens)| {
+                            RepetitionPenalty::new(factor).with_last_tokens(last_tokens)
+                        }))
+                        .with_seed(11);
                     let mut sampler = Sampler::new(&sampling).unwrap();
                     for _ in 0..20 {
                         let mut logits: Vec<f32> = (0..700)

@@ -187,15 +187,12 @@ fn steps_work_in_the_order_of_their_stages_and_within_one_in_that_they_were_adde
                 .push((name, logits.collect::<Vec<_>>()));
         })
     };
-    let mut sampler = Sampler::new(&Sampling {
-        temperature: 0.5,
-        top_k: Some(1),
-        repetition_penalty: Some(RepetitionPenalty {
-            factor: 2.0,
-            last_tokens: None,
-        }),
-        ..Sampling::GREEDY
-    })
+    let mut sampler = Sampler::new(
+        &Sampling::GREEDY
+            .with_temperature(0.5)
+            .with_top_k(1)
+            .with_repetition_penalty(RepetitionPenalty::new(2.0)),
+    )
     .unwrap();
     sampler.push(record(Stage::Truncation, "cut"));
     sampler.push(record(Stage::Temperature, "warm"));
@@ -237,12 +234,10 @@ fn steps_are_asked_only_while_there_is_a_candidate() {
 
 #[test]
 fn what_a_step_answers_is_a_number_or_forbids() {
-    let draw = Sampling {
-        temperature: 1.0,
-        top_p: Some(0.9),
-        min_p: Some(0.1),
-        ..Sampling::GREEDY
-    };
+    let draw = Sampling::GREEDY
+        .with_temperature(1.0)
+        .with_top_p(0.9)
+        .with_min_p(0.1);
     let (any, nothing) = (None, Some(Err(SampleError::NothingAllowed)));
     for sampling in [Sampling::GREEDY, draw] {
         for stage in [Stage::Constraint, Stage::Penalty, Stage::Temperature] {

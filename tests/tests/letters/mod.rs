@@ -49,15 +49,9 @@ impl Model {
 
 /// Draws of temperature 1, always the same.
 pub fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens,
-        sampling: Sampling {
-            temperature: 1.0,
-            seed: 5,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    }
+    GenerateOptions::default()
+        .with_max_new_tokens(max_new_tokens)
+        .with_sampling(Sampling::GREEDY.with_temperature(1.0).with_seed(5))
 }
 
 /// All text of a generation that does not fail.

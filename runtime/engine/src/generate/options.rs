@@ -1,23 +1,22 @@
 //! What a caller asks of a generation.
 
-use super::choose::{Sampling, SamplingSteps};
-use super::filter::TextFilters;
+use super::choose::{Sampling, SamplingStep, SamplingSteps};
+use super::filter::{TextFilter, TextFilters};
 
 /// When to stop and how to choose.
 ///
 /// ```
 /// use niwaki::{ContextEnd, GenerateOptions, Sampling};
 ///
-/// let options = GenerateOptions {
-///     max_new_tokens: 64,
-///     sampling: Sampling { temperature: 0.7, min_p: Some(0.05), seed: 7, ..Sampling::GREEDY },
-///     stop_strings: vec!["\n\n".into()],
-///     context_end: ContextEnd::ForgetOldest,
-///     ..GenerateOptions::default()
-/// };
+/// let options = GenerateOptions::default()
+///     .with_max_new_tokens(64)
+///     .with_sampling(Sampling::GREEDY.with_temperature(0.7).with_min_p(0.05).with_seed(7))
+///     .with_stop_strings(["\n\n"])
+///     .with_context_end(ContextEnd::ForgetOldest);
 /// # assert!(options.stop_tokens.is_empty());
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// Most tokens to generate.
     pub max_new_tokens: usize,
@@ -52,8 +51,63 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// With this for [`max_new_tokens`](Self::max_new_tokens).
+    #[must_use]
+    pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
+        self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// With this for [`sampling`](Self::sampling).
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// With these for [`stop_tokens`](Self::stop_tokens).
+    #[must_use]
+    pub fn with_stop_tokens(mut self, tokens: impl Into<Vec<u32>>) -> Self {
+        self.stop_tokens = tokens.into();
+        self
+    }
+
+    /// With these for [`stop_strings`](Self::stop_strings).
+    #[must_use]
+    pub fn with_stop_strings<S: Into<String>>(
+        mut self,
+        strings: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.stop_strings = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// With this for [`context_end`](Self::context_end).
+    #[must_use]
+    pub fn with_context_end(mut self, context_end: ContextEnd) -> Self {
+        self.context_end = context_end;
+        self
+    }
+
+    /// With one more of [`steps`](Self::steps).
+    #[must_use]
+    pub fn with_step(mut self, step: impl SamplingStep + 'static) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// With one more of [`filters`](Self::filters).
+    #[must_use]
+    pub fn with_filter(mut self, filter: impl TextFilter + 'static) -> Self {
+        self.filters.push(filter);
+        self
+    }
+}
+
 /// What happens when the context has no room left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ContextEnd {
     /// Generate as long as there is room, then end with [`FinishReason::ContextFull`](crate::FinishReason::ContextFull).
     #[default]

@@ -40,6 +40,7 @@ pub enum GenerateError {
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FinishReason {
     /// As many tokens as were asked for.
     MaxTokens,

@@ -18,10 +18,7 @@ pub fn sampling() -> impl Strategy<Value = Sampling> {
     };
     let factor = prop_oneof![Just(1e-30f32), Just(1e30), 0.5f32..2.0];
     let penalty = (factor, proptest::option::of(0usize..6)).prop_map(|(factor, last_tokens)| {
-        RepetitionPenalty {
-            factor,
-            last_tokens,
-        }
+        RepetitionPenalty::new(factor).with_last_tokens(last_tokens)
     });
     (
         temperature,
@@ -32,13 +29,14 @@ pub fn sampling() -> impl Strategy<Value = Sampling> {
         any::<u64>(),
     )
         .prop_map(
-            |(temperature, top_k, top_p, min_p, repetition_penalty, seed)| Sampling {
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                repetition_penalty,
-                seed,
+            |(temperature, top_k, top_p, min_p, repetition_penalty, seed)| {
+                Sampling::GREEDY
+                    .with_temperature(temperature)
+                    .with_top_k(top_k)
+                    .with_top_p(top_p)
+                    .with_min_p(min_p)
+                    .with_repetition_penalty(repetition_penalty)
+                    .with_seed(seed)
             },
         )
 }

@@ -16,7 +16,7 @@ use super::steps;
 /// use niwaki::{Sampler, Sampling};
 ///
 /// let logits = [1.0, 1.5, 0.5, 1.2];
-/// let mut sampler = Sampler::new(&Sampling { temperature: 1.0, seed: 7, ..Sampling::GREEDY })?;
+/// let mut sampler = Sampler::new(&Sampling::GREEDY.with_temperature(1.0).with_seed(7))?;
 /// sampler.read_prompt(&[3, 0]);
 /// let before = sampler.checkpoint();
 /// let token = sampler.sample(&logits)?;

@@ -58,8 +58,7 @@ pub enum Stage {
 /// }
 ///
 /// // In a generation, a reply or a request:
-/// let mut options = GenerateOptions::default();
-/// options.steps.push(NoStutter::default());
+/// let options = GenerateOptions::default().with_step(NoStutter::default());
 ///
 /// // On its own: token 1 has the best logit, and comes every other time.
 /// let mut sampler = Sampler::new(&Sampling::GREEDY)?;

@@ -58,8 +58,7 @@ use std::sync::Arc;
 /// assert_eq!(once.push("one\ntwo sec"), FilteredText::goes_on("one\n"));
 /// assert_eq!(once.push("ret\n"), FilteredText::ends(""));
 ///
-/// let mut options = GenerateOptions::default();
-/// options.filters.push(filter);
+/// let options = GenerateOptions::default().with_filter(filter);
 /// ```
 pub trait TextFilter: Send + Sync {
     /// Takes the next piece, never an empty one. Answers the text that is certain now, and whether the text ends with
