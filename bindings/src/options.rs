@@ -87,31 +87,27 @@ impl GenerateOptions {
     /// As the engine wants them, with a model's own defaults where the caller has none.
     pub(crate) fn for_model(&self, defaults: &GenerationDefaults) -> niwaki::GenerateOptions {
         let sampling = match &self.sampling {
-            Some(sampling) => niwaki::Sampling {
-                temperature: sampling.temperature,
-                top_k: sampling.top_k.map(|k| k as usize),
-                top_p: sampling.top_p,
-                min_p: sampling.min_p,
-                repetition_penalty: sampling.repetition_penalty.map(|penalty| {
-                    niwaki::RepetitionPenalty {
-                        factor: penalty.factor,
-                        last_tokens: penalty.last_tokens.map(|tokens| tokens as usize),
-                    }
-                }),
-                seed: self.seed,
-            },
+            Some(sampling) => niwaki::Sampling::GREEDY
+                .with_temperature(sampling.temperature)
+                .with_top_k(sampling.top_k.map(|k| k as usize))
+                .with_top_p(sampling.top_p)
+                .with_min_p(sampling.min_p)
+                .with_repetition_penalty(sampling.repetition_penalty.map(|penalty| {
+                    niwaki::RepetitionPenalty::new(penalty.factor)
+                        .with_last_tokens(penalty.last_tokens.map(|tokens| tokens as usize))
+                }))
+                .with_seed(self.seed),
             None => niwaki::Sampling::from_defaults(defaults, self.seed),
         };
-        niwaki::GenerateOptions {
-            max_new_tokens: self.max_new_tokens as usize,
-            sampling,
-            stop_tokens: Vec::new(),
-            stop_strings: self.stop_strings.clone(),
-            context_end: match self.context_end {
-                ContextEnd::Stop => niwaki::ContextEnd::Stop,
-                ContextEnd::Refuse => niwaki::ContextEnd::Refuse,
-                ContextEnd::ForgetOldest => niwaki::ContextEnd::ForgetOldest,
-            },
-        }
+        let context_end = match self.context_end {
+            ContextEnd::Stop => niwaki::ContextEnd::Stop,
+            ContextEnd::Refuse => niwaki::ContextEnd::Refuse,
+            ContextEnd::ForgetOldest => niwaki::ContextEnd::ForgetOldest,
+        };
+        niwaki::GenerateOptions::default()
+            .with_max_new_tokens(self.max_new_tokens as usize)
+            .with_sampling(sampling)
+            .with_stop_strings(self.stop_strings.clone())
+            .with_context_end(context_end)
     }
 }

@@ -42,15 +42,9 @@ fn request(messages: Vec<Message>) -> RouteRequest {
     RouteRequest {
         chat: ChatRequest {
             messages,
-            options: GenerateOptions {
-                max_new_tokens: 12,
-                sampling: Sampling {
-                    temperature: 1.0,
-                    seed: 7,
-                    ..Sampling::GREEDY
-                },
-                ..GenerateOptions::default()
-            },
+            options: GenerateOptions::default()
+                .with_max_new_tokens(12)
+                .with_sampling(Sampling::GREEDY.with_temperature(1.0).with_seed(7)),
         },
         on_device_only: false,
     }

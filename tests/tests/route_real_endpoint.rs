@@ -40,15 +40,9 @@ fn client(server: &Server, key: &str) -> CloudClient {
 }
 
 fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens,
-        sampling: Sampling {
-            temperature: 1.0,
-            seed: 7,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    }
+    GenerateOptions::default()
+        .with_max_new_tokens(max_new_tokens)
+        .with_sampling(Sampling::GREEDY.with_temperature(1.0).with_seed(7))
 }
 
 fn messages() -> [Message; 2] {

@@ -76,12 +76,20 @@ public enum FinishReason: Sendable, Hashable {
     /// The context is full.
     case contextFull
 
+    /// No token was allowed to follow.
+    case nothingAllowed
+
+    /// A filter ended the text.
+    case filtered
+
     init?(_ native: NiwakiNative.FinishReason) {
         switch native {
         case .maxTokens: self = .maxTokens
         case .endOfText: self = .endOfText
         case .stopString: self = .stopString
         case .contextFull: self = .contextFull
+        case .nothingAllowed: self = .nothingAllowed
+        case .filtered: self = .filtered
         case .cancelled, .failed: return nil
         }
     }

@@ -82,7 +82,7 @@ fn run(
     first_token: impl FnOnce(),
 ) -> Result<(), Box<dyn Error>> {
     let mut sampler = Sampler::new(&Sampling::GREEDY)?;
-    let mut most_likely = |logits: Logits| sampler.sample(logits.last()).ok_or("no logits");
+    let mut most_likely = |logits: Logits| sampler.sample(logits.last());
     let mut token = most_likely(session.append(prompt, LogitsFor::LastToken)?)?;
     first_token();
     for _ in 0..new_tokens {

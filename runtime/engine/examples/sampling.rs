@@ -4,60 +4,59 @@
 //!
 //! Prints microseconds per token for vocabularies of small models, with made-up logits: a few stand out.
 
-use niwaki::{InvalidSampling, Random, RepetitionPenalty, Sampler, Sampling};
+use niwaki::{
+    Candidates, InvalidSampling, Random, RepetitionPenalty, Sampler, Sampling, SamplingStep, Stage,
+};
 use std::time::Instant;
 
 const DRAWS: usize = 101;
 /// Tokens of the context, which the repetition penalty looks at.
 const CONTEXT_TOKENS: u32 = 1000;
 
+/// Lets every second token come, as a grammar might.
+struct EverySecond;
+
+impl SamplingStep for EverySecond {
+    fn stage(&self) -> Stage {
+        Stage::Constraint
+    }
+
+    fn apply(&mut self, candidates: &mut Candidates) {
+        candidates.retain(|candidate| candidate.token % 2 == 0);
+    }
+
+    fn fork(&self) -> Box<dyn SamplingStep> {
+        Box::new(EverySecond)
+    }
+}
+
 fn main() -> Result<(), InvalidSampling> {
-    let draw = Sampling {
-        temperature: 0.8,
-        ..Sampling::GREEDY
-    };
-    let top_p = Sampling {
-        top_p: Some(0.9),
-        ..draw
-    };
+    let draw = Sampling::GREEDY.with_temperature(0.8);
+    let top_p = draw.with_top_p(0.9);
+    let penalized = top_p.with_repetition_penalty(RepetitionPenalty::new(1.1));
     let settings = [
-        ("greedy", Sampling::GREEDY),
-        ("temperature", draw),
-        (
-            "min-p",
-            Sampling {
-                min_p: Some(0.05),
-                ..draw
-            },
-        ),
-        (
-            "top-k",
-            Sampling {
-                top_k: Some(40),
-                ..draw
-            },
-        ),
-        ("top-p", top_p),
-        (
-            "top-p and repetition penalty",
-            Sampling {
-                repetition_penalty: Some(RepetitionPenalty {
-                    factor: 1.1,
-                    last_tokens: None,
-                }),
-                ..top_p
-            },
-        ),
+        ("greedy", Sampling::GREEDY, false),
+        ("temperature", draw, false),
+        ("min-p", draw.with_min_p(0.05), false),
+        ("top-k", draw.with_top_k(40), false),
+        ("top-p", top_p, false),
+        ("top-p and repetition penalty", penalized, false),
+        ("both under a constraint", penalized, true),
+        ("greedy under a constraint", Sampling::GREEDY, true),
     ];
     for vocabulary in [49_152, 151_936] {
         let logits = logits(vocabulary);
-        for (name, sampling) in &settings {
+        for (name, sampling, is_constrained) in &settings {
             let mut sampler = Sampler::new(sampling)?;
-            (0..CONTEXT_TOKENS).for_each(|token| sampler.accept(token));
+            if *is_constrained {
+                sampler.push(Box::new(EverySecond));
+            }
+            sampler.read_prompt(&Vec::from_iter(0..CONTEXT_TOKENS));
             let mut times_us: Vec<f64> = (0..DRAWS)
                 .map(|_| {
                     let start = Instant::now();
-                    std::hint::black_box(sampler.sample(&logits));
+                    // Which one does not matter here.
+                    let _ = std::hint::black_box(sampler.sample(&logits));
                     start.elapsed().as_secs_f64() * 1e6
                 })
                 .collect();

@@ -385,10 +385,7 @@ fn generate(session: &mut Session, options: &GenerateOptions) -> (Vec<u32>, Opti
 #[test]
 fn greedy_generation_follows_the_best_logit() {
     let model = Model::new(&Decoder::TINY);
-    let options = GenerateOptions {
-        max_new_tokens: 20,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().with_max_new_tokens(20);
     let (ids, reason) = generate(&mut model.session(&threads(1)), &options);
     assert_eq!((ids.len(), reason), (20, Some(FinishReason::MaxTokens)));
     let mut session = model.session(&threads(1));
@@ -408,18 +405,14 @@ fn greedy_generation_follows_the_best_logit() {
 fn a_seed_gives_the_same_tokens_and_another_seed_others() {
     let model = Model::new(&Decoder::TINY);
     let run = |seed, threads_: usize| {
-        let sampling = Sampling {
-            temperature: 1.5,
-            top_k: Some(40),
-            top_p: Some(0.95),
-            seed,
-            ..Sampling::GREEDY
-        };
-        let options = GenerateOptions {
-            max_new_tokens: 40,
-            sampling,
-            ..GenerateOptions::default()
-        };
+        let sampling = Sampling::GREEDY
+            .with_temperature(1.5)
+            .with_top_k(40)
+            .with_top_p(0.95)
+            .with_seed(seed);
+        let options = GenerateOptions::default()
+            .with_max_new_tokens(40)
+            .with_sampling(sampling);
         generate(&mut model.session(&threads(threads_)), &options).0
     };
     assert_eq!(run(1, 1), run(1, 2));
@@ -429,15 +422,9 @@ fn a_seed_gives_the_same_tokens_and_another_seed_others() {
 #[test]
 fn generation_ends_at_stop_tokens_and_at_the_end_of_the_context() {
     let model = Model::new(&Decoder::TINY);
-    let options = GenerateOptions {
-        max_new_tokens: 10,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().with_max_new_tokens(10);
     let (free, _) = generate(&mut model.session(&threads(1)), &options);
-    let stop = GenerateOptions {
-        stop_tokens: vec![free[4]],
-        ..options.clone()
-    };
+    let stop = options.clone().with_stop_tokens([free[4]]);
     let (stopped, reason) = generate(&mut model.session(&threads(1)), &stop);
     let until = free.iter().position(|id| *id == free[4]).unwrap();
     assert_eq!(
@@ -460,35 +447,15 @@ fn generation_ends_at_stop_tokens_and_at_the_end_of_the_context() {
 fn options_without_sense_are_an_error_item() {
     let model = Model::new(&Decoder::TINY);
     for sampling in [
-        Sampling {
-            temperature: -1.0,
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            temperature: f32::NAN,
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_k: Some(0),
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_p: Some(0.0),
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_p: Some(1.5),
-            ..Sampling::GREEDY
-        },
+        Sampling::GREEDY.with_temperature(-1.0),
+        Sampling::GREEDY.with_temperature(f32::NAN),
+        Sampling::GREEDY.with_top_k(0),
+        Sampling::GREEDY.with_top_p(0.0),
+        Sampling::GREEDY.with_top_p(1.5),
     ] {
         let mut session = model.session(&threads(1));
-        let mut generation = session.generate(
-            &[1],
-            &GenerateOptions {
-                sampling,
-                ..GenerateOptions::default()
-            },
-        );
+        let mut generation =
+            session.generate(&[1], &GenerateOptions::default().with_sampling(sampling));
         assert!(
             matches!(generation.next(), Some(Err(GenerateError::Sampling(_)))),
             "{sampling:?}"

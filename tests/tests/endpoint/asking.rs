@@ -64,16 +64,14 @@ pub fn ask_until(
         let mut text = String::new();
         let result = client.stream(
             &[Message::system("Be brief."), Message::user(WORDS)],
-            &GenerateOptions {
-                max_new_tokens: 7,
-                sampling: Sampling {
-                    temperature: 0.5,
-                    top_p: Some(0.5),
-                    seed: 3,
-                    ..Sampling::GREEDY
-                },
-                ..GenerateOptions::default()
-            },
+            &GenerateOptions::default()
+                .with_max_new_tokens(7)
+                .with_sampling(
+                    Sampling::GREEDY
+                        .with_temperature(0.5)
+                        .with_top_p(0.5)
+                        .with_seed(3),
+                ),
             &cancellation,
             &mut |piece| {
                 text.push_str(piece);

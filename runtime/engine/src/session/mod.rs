@@ -17,4 +17,4 @@ pub use engine::{Engine, OpenError, OpenOptions};
 pub use error::SessionError;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use rows::Logits;
-pub use session::{Checkpoint, Session};
+pub use session::{Session, SessionCheckpoint};

@@ -58,6 +58,12 @@ public enum class FinishReason {
 
     /** The context is full. */
     ContextFull,
+
+    /** No token was allowed to follow. */
+    NothingAllowed,
+
+    /** A filter ended the text. */
+    Filtered,
 }
 
 internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
@@ -65,6 +71,8 @@ internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
     NativeFinishReason.END_OF_TEXT -> FinishReason.EndOfText
     NativeFinishReason.STOP_STRING -> FinishReason.StopString
     NativeFinishReason.CONTEXT_FULL -> FinishReason.ContextFull
+    NativeFinishReason.NOTHING_ALLOWED -> FinishReason.NothingAllowed
+    NativeFinishReason.FILTERED -> FinishReason.Filtered
     NativeFinishReason.CANCELLED, NativeFinishReason.FAILED ->
         throw NiwakiException.Internal("a generation that did not fail ended as if it had", null)
 }

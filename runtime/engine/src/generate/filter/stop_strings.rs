@@ -1,7 +1,10 @@
 //! Finding stop strings in a text that comes in pieces.
 
+use super::{FilteredText, TextFilter};
+use crate::generate::outcome::FinishReason;
+
 /// Looks for stop strings. Holds text back only while it may still become one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct StopStrings {
     strings: Vec<String>,
     held: String,
@@ -20,27 +23,9 @@ impl StopStrings {
         }
     }
 
-    /// Adds a piece. Answers the text that is certain, and whether a stop string follows it.
-    ///
-    /// The stop string that is complete first counts, so the pieces a text is cut into change nothing.
-    pub(super) fn push(&mut self, piece: &str) -> (String, bool) {
-        self.held.push_str(piece);
-        let found = self.strings.iter().filter_map(|string| {
-            let start = self.held.find(string.as_str())?;
-            Some((start + string.len(), start))
-        });
-        if let Some((_, start)) = found.min() {
-            let mut text = std::mem::take(&mut self.held);
-            text.truncate(start);
-            return (text, true);
-        }
-        let kept = self.held.split_off(self.undecided());
-        (std::mem::replace(&mut self.held, kept), false)
-    }
-
-    /// What was held back, at the end of the text.
-    pub(super) fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// Whether nothing is looked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.strings.is_empty()
     }
 
     /// Where the longest end of the held text begins that is the beginning of a stop string.
@@ -59,20 +44,56 @@ impl StopStrings {
     }
 }
 
+impl TextFilter for StopStrings {
+    /// The stop string that is complete first counts, so the pieces a text is cut into change nothing.
+    fn push(&mut self, piece: &str) -> FilteredText {
+        self.held.push_str(piece);
+        let found = self.strings.iter().filter_map(|string| {
+            let start = self.held.find(string.as_str())?;
+            Some((start + string.len(), start))
+        });
+        if let Some((_, start)) = found.min() {
+            let mut text = std::mem::take(&mut self.held);
+            text.truncate(start);
+            return FilteredText {
+                text,
+                end: Some(FinishReason::StopString),
+            };
+        }
+        let kept = self.held.split_off(self.undecided());
+        FilteredText::goes_on(std::mem::replace(&mut self.held, kept))
+    }
+
+    fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    fn fork(&self) -> Box<dyn TextFilter> {
+        Box::new(self.clone())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::StopStrings;
+    use super::*;
     use proptest::prelude::*;
 
     fn stops(strings: &[&str]) -> StopStrings {
         StopStrings::new(&strings.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
+    /// The text that is certain with a piece, and whether a stop string follows it.
+    fn push(stops: &mut StopStrings, piece: &str) -> (String, bool) {
+        let passed = stops.push(piece);
+        assert!(matches!(passed.end, None | Some(FinishReason::StopString)));
+        (passed.text, passed.end.is_some())
+    }
+
     /// The text given out, and whether it was stopped.
     fn feed(stops: &mut StopStrings, pieces: &[&str]) -> (String, bool) {
         let mut text = String::new();
         for piece in pieces {
-            let (certain, stopped) = stops.push(piece);
+            let (certain, stopped) = push(stops, piece);
             text.push_str(&certain);
             if stopped {
                 return (text, true);
@@ -84,19 +105,19 @@ mod tests {
     #[test]
     fn a_stop_string_across_pieces_is_found_and_neither_it_nor_the_rest_comes_out() {
         let mut stops = stops(&["</end>"]);
-        assert_eq!(stops.push("tree</e"), ("tree".into(), false));
-        assert_eq!(stops.push("n"), (String::new(), false));
-        assert_eq!(stops.push("d> more"), (String::new(), true));
+        assert_eq!(push(&mut stops, "tree</e"), ("tree".into(), false));
+        assert_eq!(push(&mut stops, "n"), (String::new(), false));
+        assert_eq!(push(&mut stops, "d> more"), (String::new(), true));
     }
 
     #[test]
     fn text_is_held_back_only_while_it_may_become_a_stop_string() {
         let mut stops = stops(&["aab"]);
-        assert_eq!(stops.push("xa"), ("x".into(), false));
-        assert_eq!(stops.push("a"), (String::new(), false));
-        assert_eq!(stops.push("a"), ("a".into(), false));
-        assert_eq!(stops.push("c"), ("aac".into(), false));
-        assert_eq!(stops.push("a"), (String::new(), false));
+        assert_eq!(push(&mut stops, "xa"), ("x".into(), false));
+        assert_eq!(push(&mut stops, "a"), (String::new(), false));
+        assert_eq!(push(&mut stops, "a"), ("a".into(), false));
+        assert_eq!(push(&mut stops, "c"), ("aac".into(), false));
+        assert_eq!(push(&mut stops, "a"), (String::new(), false));
         assert_eq!(stops.finish(), "a");
     }
 

@@ -1,6 +1,7 @@
 //! The tokens that may be chosen.
 
 use super::exp::exp;
+use super::logits;
 use std::cmp::Ordering;
 
 /// A token that may be chosen.
@@ -8,35 +9,30 @@ use std::cmp::Ordering;
 pub struct Candidate {
     /// Its id.
     pub token: u32,
-    /// Its logit, always finite: undefined ones and those below all numbers were replaced by the lowest number.
+    /// Its logit, always finite: what was no number became one.
     pub logit: f32,
 }
 
-/// The tokens that may be chosen.
+/// The tokens that may be chosen. One that is removed is gone for good: nothing brings it back.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates {
     entries: Vec<Candidate>,
     /// So many at the front are the best ones, best first.
     sorted: usize,
+    /// Whether all lie in the order of token ids; none is best first then.
+    in_token_order: bool,
 }
 
 impl Candidates {
-    /// One candidate per logit, in the order of token ids.
+    /// One candidate per logit of the model, in the order of token ids.
     pub(super) fn fill(&mut self, logits: &[f32]) {
         self.entries.clear();
         self.sorted = 0;
-        // A model's infinity is a mistake, and not the best.
-        let without_infinity = |logit: f32| {
-            if logit == f32::INFINITY {
-                f32::MIN
-            } else {
-                finite(logit)
-            }
-        };
+        self.in_token_order = true;
         self.entries
             .extend((0u32..).zip(logits).map(|(token, logit)| Candidate {
                 token,
-                logit: without_infinity(*logit),
+                logit: logits::number(*logit),
             }));
     }
 
@@ -66,6 +62,7 @@ impl Candidates {
                 .unwrap_or_default()
                 .sort_unstable_by(better);
             self.sorted = count;
+            self.in_token_order = false;
         }
         self.entries.get(..count).unwrap_or_default()
     }
@@ -78,41 +75,81 @@ impl Candidates {
         self.sorted = self.sorted.min(self.entries.len());
     }
 
-    /// Gives each candidate the logit `change` answers: infinity is the highest number, what is no number the lowest.
-    pub fn adjust(&mut self, change: impl Fn(Candidate) -> f32) {
-        for entry in &mut self.entries {
-            entry.logit = finite(change(*entry));
-        }
-        self.sorted = 0;
-    }
-
-    /// Gives one candidate, if it is there, the logit `change` answers, as [`adjust`](Self::adjust) does.
-    pub fn adjust_token(&mut self, token: u32, change: impl Fn(f32) -> f32) {
-        // Untouched candidates lie at the place of their id.
-        let at = match self.entries.get(token as usize) {
-            Some(entry) if entry.token == token => Some(token as usize),
-            _ => self.entries.iter().position(|entry| entry.token == token),
-        };
-        if let Some(entry) = at.and_then(|at| self.entries.get_mut(at)) {
-            entry.logit = finite(change(entry.logit));
-            self.sorted = 0;
-        }
-    }
-
-    /// Keeps those that `keep` wants, and the best in any case.
+    /// Keeps those that `keep` wants; none if it wants none.
     pub fn retain(&mut self, keep: impl Fn(Candidate) -> bool) {
-        let Some(best) = self.best(1).first().copied() else {
-            return;
-        };
         let mut at = 0;
         let (sorted, mut still_sorted) = (self.sorted, 0);
         self.entries.retain(|entry| {
-            let kept = entry.token == best.token || keep(*entry);
+            let kept = keep(*entry);
             still_sorted += usize::from(kept && at < sorted);
             at += 1;
             kept
         });
         self.sorted = still_sorted;
+    }
+
+    /// Removes these tokens, as far as they are there.
+    pub fn forbid(&mut self, tokens: &[u32]) {
+        for token in tokens {
+            if let Some(entry) = self.entry(*token) {
+                entry.logit = f32::NEG_INFINITY;
+            }
+        }
+        self.remove_forbidden();
+    }
+
+    /// Gives each candidate the logit `change` answers. Minus infinity removes it; infinity is the highest number, what is
+    /// no number the lowest, which is very unlikely but may still be chosen.
+    pub fn adjust(&mut self, change: impl Fn(Candidate) -> f32) {
+        let mut forbids = false;
+        for entry in &mut self.entries {
+            entry.logit = answered(change(*entry));
+            forbids |= entry.logit == f32::NEG_INFINITY;
+        }
+        self.sorted = 0;
+        if forbids {
+            self.remove_forbidden();
+        }
+    }
+
+    /// Gives one candidate, if it is there, the logit `change` answers, as [`adjust`](Self::adjust) does. To remove many,
+    /// [`forbid`](Self::forbid) is faster.
+    pub fn adjust_token(&mut self, token: u32, change: impl Fn(f32) -> f32) {
+        let Some(entry) = self.entry(token) else {
+            return;
+        };
+        entry.logit = answered(change(entry.logit));
+        if entry.logit == f32::NEG_INFINITY {
+            self.remove_forbidden();
+        }
+    }
+
+    /// The candidate of a token, to be changed: all are then in the order of token ids, none best first.
+    fn entry(&mut self, token: u32) -> Option<&mut Candidate> {
+        self.sort_by_token();
+        // Where none was removed before it, it lies at the place of its id.
+        let at = match self.entries.get(token as usize) {
+            Some(entry) if entry.token == token => token as usize,
+            _ => {
+                let found = self
+                    .entries
+                    .binary_search_by_key(&token, |entry| entry.token);
+                found.ok()?
+            }
+        };
+        self.entries.get_mut(at)
+    }
+
+    fn sort_by_token(&mut self) {
+        if !self.in_token_order {
+            self.entries.sort_unstable_by_key(|entry| entry.token);
+            self.sorted = 0;
+            self.in_token_order = true;
+        }
+    }
+
+    fn remove_forbidden(&mut self) {
+        self.retain(|candidate| candidate.logit != f32::NEG_INFINITY);
     }
 
     /// The highest logit.
@@ -131,13 +168,13 @@ impl Candidates {
     }
 }
 
-/// The nearest number, the lowest for NaN: that would sort differently on different CPUs, which give it different signs.
-/// Zero comes once, as -0 + 0 is 0.
-fn finite(logit: f32) -> f32 {
+/// What a step's answer counts as: minus infinity, which forbids, or the nearest number, the lowest for NaN. NaN itself
+/// would sort differently on different CPUs, which give it different signs. Zero comes once, as -0 + 0 is 0.
+fn answered(logit: f32) -> f32 {
     if logit.is_nan() {
         f32::MIN
     } else {
-        logit.clamp(f32::MIN, f32::MAX) + 0.0
+        logit.min(f32::MAX) + 0.0
     }
 }
 
@@ -202,10 +239,7 @@ pub(super) fn weights(
 /// on how many were sorted before.
 pub(super) fn total_weight(candidates: &mut Candidates, best: f32) -> f64 {
     if candidates.sorted != candidates.len() {
-        candidates
-            .entries
-            .sort_unstable_by_key(|candidate| candidate.token);
-        candidates.sorted = 0;
+        candidates.sort_by_token();
     }
     weights(&candidates.entries, best)
         .map(|(_, weight)| weight)

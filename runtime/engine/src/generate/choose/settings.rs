@@ -3,8 +3,19 @@
 use niwaki_bundle::GenerationDefaults;
 
 /// How the next token is chosen: a chain of repetition penalty, temperature, top-k, top-p and min-p in this
-/// order, as transformers has it, then a draw.
+/// order, as transformers has it, then a draw. An app's own steps join them at their [`Stage`](crate::Stage).
+///
+/// ```
+/// use niwaki::{RepetitionPenalty, Sampling};
+///
+/// let sampling = Sampling::GREEDY
+///     .with_temperature(0.8)
+///     .with_top_p(0.95)
+///     .with_repetition_penalty(RepetitionPenalty::new(1.1).with_last_tokens(64));
+/// assert_eq!(sampling.with_top_p(None).top_p, None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Softmax temperature; 0 always takes the most likely token.
     pub temperature: f32,
@@ -24,11 +35,29 @@ pub struct Sampling {
 
 /// Makes tokens less likely that the context holds already, prompt included (Keskar et al., 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RepetitionPenalty {
     /// Positive logits are divided by it, negative ones multiplied: 1 changes nothing, less than 1 rewards.
     pub factor: f32,
     /// Only the last so many tokens of the context count; all when absent.
     pub last_tokens: Option<usize>,
+}
+
+impl RepetitionPenalty {
+    /// Of this factor, for all tokens of the context.
+    pub fn new(factor: f32) -> RepetitionPenalty {
+        RepetitionPenalty {
+            factor,
+            last_tokens: None,
+        }
+    }
+
+    /// With this for [`last_tokens`](Self::last_tokens).
+    #[must_use]
+    pub fn with_last_tokens(mut self, last_tokens: impl Into<Option<usize>>) -> Self {
+        self.last_tokens = last_tokens.into();
+        self
+    }
 }
 
 /// Settings that describe no distribution.
@@ -70,12 +99,54 @@ impl Sampling {
             top_k: defaults.top_k.filter(|k| *k > 0),
             top_p: defaults.top_p,
             min_p: defaults.min_p,
-            repetition_penalty: defaults.repetition_penalty.map(|factor| RepetitionPenalty {
-                factor,
-                last_tokens: None,
-            }),
+            repetition_penalty: defaults.repetition_penalty.map(RepetitionPenalty::new),
             seed,
         }
+    }
+
+    /// With this for [`temperature`](Self::temperature).
+    #[must_use]
+    pub fn with_temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// With this for [`top_k`](Self::top_k).
+    #[must_use]
+    pub fn with_top_k(mut self, top_k: impl Into<Option<usize>>) -> Self {
+        self.top_k = top_k.into();
+        self
+    }
+
+    /// With this for [`top_p`](Self::top_p).
+    #[must_use]
+    pub fn with_top_p(mut self, top_p: impl Into<Option<f32>>) -> Self {
+        self.top_p = top_p.into();
+        self
+    }
+
+    /// With this for [`min_p`](Self::min_p).
+    #[must_use]
+    pub fn with_min_p(mut self, min_p: impl Into<Option<f32>>) -> Self {
+        self.min_p = min_p.into();
+        self
+    }
+
+    /// With this for [`repetition_penalty`](Self::repetition_penalty).
+    #[must_use]
+    pub fn with_repetition_penalty(
+        mut self,
+        penalty: impl Into<Option<RepetitionPenalty>>,
+    ) -> Self {
+        self.repetition_penalty = penalty.into();
+        self
+    }
+
+    /// With this for [`seed`](Self::seed).
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 
     pub(super) fn check(&self) -> Result<(), InvalidSampling> {
