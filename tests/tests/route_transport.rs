@@ -7,10 +7,10 @@ mod endpoint;
 use endpoint::asking::{SHORT, ask, ask_until, options};
 use endpoint::{HUNG, ending, piece};
 use niwaki::Cancellation;
-use niwaki::route::{
-    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, Exchange,
-    HttpHeader, HttpRequest, KeyUnavailable, ProtocolProblem, ResponseHead, TimeoutPhase, TooLarge,
-    Transport, TransportError,
+use niwaki_http::{Exchange, HttpHeader, HttpRequest, ResponseHead, Transport, TransportError};
+use niwaki_route::{
+    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, KeyUnavailable,
+    ProtocolProblem, TimeoutPhase, TooLarge,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};

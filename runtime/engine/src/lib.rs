@@ -22,8 +22,6 @@ mod engine;
 mod generate;
 mod kv;
 mod model;
-#[cfg(feature = "route")]
-pub mod route;
 mod text;
 
 pub use engine::{

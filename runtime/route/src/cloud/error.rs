@@ -1,6 +1,7 @@
 //! Why an endpoint gave no answer.
 
-use crate::route::transport::TransportError;
+use niwaki_http::TransportError;
+use niwaki_openai::ReadError;
 use std::time::Duration;
 
 /// Which wait was too long.
@@ -190,7 +191,19 @@ impl CloudError {
             },
             TransportError::Interrupted => CloudError::InterruptedStream,
             TransportError::NotHttp => CloudError::Protocol(ProtocolProblem::NotHttp),
-            TransportError::Failed => CloudError::Transport,
+            _ => CloudError::Transport,
+        }
+    }
+
+    /// What it means that the stream of an answer cannot be read.
+    pub(super) fn from_stream(error: ReadError) -> CloudError {
+        match error {
+            ReadError::TooLarge { limit_bytes } => CloudError::TooLarge {
+                what: TooLarge::Event,
+                limit_bytes,
+            },
+            ReadError::Reported { code } => CloudError::Reported { code },
+            _ => CloudError::Protocol(ProtocolProblem::NotCompletionChunk),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A connection that another thread can close.
 
-use crate::route::transport::TransportError;
+use crate::transport::TransportError;
 use http::Uri;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};

@@ -1,7 +1,7 @@
 //! Waiting for an endpoint without waiting for too long.
 
 use super::error::{CloudError, TimeoutPhase};
-use crate::Cancellation;
+use niwaki::Cancellation;
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! One request and its response in HTTP/1.1 (RFC 9112), with every part of the response bounded.
 
 use super::connection::{Connection, failure};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, TransportError};
+use crate::transport::{HttpHeader, HttpRequest, ResponseHead, TransportError};
 use http::Uri;
 use std::io::{self, BufRead, BufReader, Read, Write};
 

@@ -1,14 +1,15 @@
 //! A client of chat completions.
 
-use super::completions::{Chunk, CloudUsage, CompletionRequest, StreamOptions, error_code};
 use super::endpoint::Endpoint;
 use super::error::{CloudError, ProtocolProblem, TimeoutPhase};
-use super::events::{CompletionEvent, CompletionEvents, check_content_type};
 use super::response::{Outgoing, Response, ResponseEvent};
 use super::retry::{RetryPolicy, retry_after};
 use super::wait::{CloudTimeouts, Deadline, pause};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, Transport};
-use crate::{Cancellation, GenerateOptions, Message};
+use niwaki::{Cancellation, GenerateOptions, Message, Role};
+use niwaki_http::{HttpHeader, HttpRequest, ResponseHead, Transport};
+use niwaki_openai::{
+    Chunk, CompletionRequest, ErrorBody, Event, EventDecoder, StreamOptions, Usage, is_event_stream,
+};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -87,7 +88,7 @@ pub struct CloudAnswer {
     /// Why it ended, in the endpoint's words: `stop`, `length`, `content_filter`.
     pub finish_reason: Option<String>,
     /// Tokens, if the endpoint counted them.
-    pub usage: Option<CloudUsage>,
+    pub usage: Option<Usage>,
     /// How often the request was sent.
     pub sent: u32,
 }
@@ -190,21 +191,20 @@ impl CloudClient {
 
     fn body(&self, messages: &[Message], options: &GenerateOptions) -> Vec<u8> {
         let request = CompletionRequest {
-            model: &self.options.model,
-            messages,
+            model: self.options.model.clone(),
+            messages: messages.iter().map(on_the_wire).collect(),
             stream: true,
-            stream_options: StreamOptions {
+            stream_options: Some(StreamOptions {
                 include_usage: true,
-            },
-            max_tokens: options.max_new_tokens,
-            temperature: options.sampling.temperature,
+            }),
+            max_tokens: Some(options.max_new_tokens as u64),
+            temperature: Some(options.sampling.temperature),
             top_p: options.sampling.top_p,
-            seed: options.sampling.seed,
-            stop: &options.stop_strings,
+            seed: Some(options.sampling.seed),
+            stop: options.stop_strings.clone(),
+            ..CompletionRequest::default()
         };
-        // Strings and finite numbers have a JSON form; a number that has none becomes null, which the endpoint
-        // refuses.
-        serde_json::to_vec(&request).unwrap_or_default()
+        request.to_json()
     }
 }
 
@@ -259,7 +259,10 @@ impl Attempt<'_> {
             event => return Err(broken(event)),
         };
         if status == 200 {
-            check_content_type(value_of(&headers, "content-type"))?;
+            let content_type = value_of(&headers, "content-type").unwrap_or_default();
+            if !is_event_stream(content_type) {
+                return Err(CloudError::Protocol(ProtocolProblem::NotEventStream));
+            }
             return self.read_answer(&response);
         }
         self.retry_after = value_of(&headers, "retry-after")
@@ -273,7 +276,7 @@ impl Attempt<'_> {
     }
 
     fn read_answer(&mut self, response: &Response<'_>) -> Result<CloudAnswer, CloudError> {
-        let mut events = CompletionEvents::new(self.client.options.max_event_bytes);
+        let mut events = EventDecoder::new(self.client.options.max_event_bytes);
         let mut answer = CloudAnswer {
             finish_reason: None,
             usage: None,
@@ -289,12 +292,12 @@ impl Attempt<'_> {
                 event => return Err(broken(event)),
             };
             let mut bytes = data.as_slice();
-            while let Some(event) = events.next(&mut bytes)? {
+            while let Some(event) = events.next(&mut bytes).map_err(CloudError::from_stream)? {
                 match event {
-                    CompletionEvent::Chunk(chunk) => self.take(chunk, &mut answer)?,
+                    Event::Chunk(chunk) => self.take(chunk, &mut answer)?,
                     // A server that gives a request up for another one says it is done, but not why.
-                    CompletionEvent::Done if answer.finish_reason.is_some() => return Ok(answer),
-                    CompletionEvent::Done => return Err(CloudError::InterruptedStream),
+                    Event::Done if answer.finish_reason.is_some() => return Ok(answer),
+                    Event::Done => return Err(CloudError::InterruptedStream),
                 }
             }
             if data.iter().any(|byte| b"\r\n".contains(byte)) {
@@ -307,10 +310,14 @@ impl Attempt<'_> {
         if self.cancellation.is_cancelled() {
             return Err(CloudError::Cancelled);
         }
-        if !chunk.text.is_empty() && (self.on_text)(&chunk.text).is_break() {
-            return Err(CloudError::Cancelled);
+        for text in chunk.text().filter(|text| !text.is_empty()) {
+            if (self.on_text)(text).is_break() {
+                return Err(CloudError::Cancelled);
+            }
         }
-        answer.finish_reason = chunk.finish_reason.or(answer.finish_reason.take());
+        if let Some(reason) = chunk.finish_reason() {
+            answer.finish_reason = Some(reason.to_owned());
+        }
         answer.usage = chunk.usage.or(answer.usage);
         Ok(())
     }
@@ -327,7 +334,7 @@ impl Attempt<'_> {
                     body.extend_from_slice(&data);
                 }
                 Err(CloudError::Cancelled) => return Err(CloudError::Cancelled),
-                _ => return Ok(error_code(&body)),
+                _ => return Ok(ErrorBody::code_in(&body)),
             }
         }
     }
@@ -357,6 +364,18 @@ fn broken(event: Option<ResponseEvent>) -> CloudError {
             CloudError::Protocol(ProtocolProblem::NotHttp)
         }
         Some(ResponseEvent::End) | None => CloudError::InterruptedStream,
+    }
+}
+
+fn on_the_wire(message: &Message) -> niwaki_openai::Message {
+    niwaki_openai::Message {
+        role: match message.role {
+            Role::System => niwaki_openai::Role::System,
+            Role::Assistant => niwaki_openai::Role::Assistant,
+            // The engine has no others.
+            _ => niwaki_openai::Role::User,
+        },
+        content: message.content.clone(),
     }
 }
 

@@ -7,7 +7,7 @@
 mod connection;
 mod http1;
 
-use super::transport::{Exchange, HttpRequest, ResponseHead, Transport, TransportError};
+use crate::transport::{Exchange, HttpRequest, ResponseHead, Transport, TransportError};
 use connection::{Connection, Socket};
 use http::Uri;
 use http1::Body;

@@ -2,8 +2,8 @@
 
 use super::error::{CloudError, TooLarge};
 use super::wait::{CANCELLATION_POLL, Deadline};
-use crate::Cancellation;
-use crate::route::transport::{Exchange, HttpRequest, ResponseHead, Transport};
+use niwaki::Cancellation;
+use niwaki_http::{Exchange, HttpRequest, ResponseHead, Transport, TransportError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -151,7 +151,7 @@ fn read(
     exchange: &dyn Exchange,
     max_bytes: usize,
     events: &SyncSender<ResponseEvent>,
-) -> Result<ResponseEvent, crate::route::TransportError> {
+) -> Result<ResponseEvent, TransportError> {
     let mut left_bytes = max_bytes;
     let mut wanted = events.send(ResponseEvent::Head(exchange.send()?)).is_ok();
     while wanted {
