@@ -121,10 +121,15 @@ impl http::Transport for AppTransport {
         &self,
         request: http::HttpRequest,
     ) -> Result<Arc<dyn http::Exchange>, http::TransportError> {
+        if request.method != http::Method::POST {
+            return Err(http::TransportError::InvalidRequest {
+                problem: "an app's transport carries POST only",
+            });
+        }
         let exchange = self.0.exchange(HttpRequest {
-            url: request.url,
+            url: request.url.to_string(),
             headers: request.headers.into_iter().map(HttpHeader::from).collect(),
-            body: request.body,
+            body: request.body.unwrap_or_default(),
             connect_timeout_ms: millis(request.connect_timeout),
             read_timeout_ms: millis(request.read_timeout),
         })?;

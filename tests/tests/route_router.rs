@@ -107,7 +107,7 @@ struct Memory(Mutex<Vec<String>>);
 
 impl Transport for InMemory {
     fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
-        self.0.lock().unwrap().push(request.url);
+        self.0.lock().unwrap().push(request.url.to_string());
         let parts = vec![endpoint::ending(), piece("memory"), piece("in ")];
         Ok(Arc::new(Memory(Mutex::new(parts))))
     }

@@ -155,7 +155,10 @@ fn an_answer_comes_over_any_transport_which_is_told_what_it_needs() {
     ));
     assert_eq!((text.as_str(), answer.unwrap().sent), ("from afar", 1));
     let request = seen.request.lock().unwrap().take().unwrap();
-    assert_eq!(request.url, "https://api.example.com/v1/chat/completions");
+    assert_eq!(
+        request.url.to_string(),
+        "https://api.example.com/v1/chat/completions"
+    );
     let value = |name: &str| {
         let mut named = request.headers.iter().filter(|header| header.name == name);
         named.next().map(|header| header.value.as_str())

@@ -25,7 +25,7 @@ mod model;
 mod text;
 
 pub use engine::{
-    Backing, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError,
+    Backing, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel, OpenError,
     OpenOptions, Session, SessionError,
 };
 pub use generate::{

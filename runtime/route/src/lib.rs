@@ -9,7 +9,7 @@ mod speed;
 
 pub use cloud::{
     ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
-    KeyUnavailable, ProtocolProblem, RetryPolicy, TimeoutPhase, TooLarge,
+    EndpointProblem, KeyUnavailable, ProtocolProblem, RetryPolicy, TimeoutPhase, TooLarge,
 };
 pub use decision::{Backend, BackendFailure, Decision, Reason, Refusal, Tried};
 pub use local::{LocalAnswer, LocalChat, LocalModel, PromptSize};

@@ -8,7 +8,7 @@ mod open;
 mod session;
 mod threads;
 
-pub use cancellation::Cancellation;
+pub use cancellation::{Cancellation, OnCancel};
 pub use logits::Logits;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use open::{Engine, OpenError, OpenOptions};

@@ -1,5 +1,6 @@
 //! Why an endpoint gave no answer.
 
+use super::endpoint::EndpointProblem;
 use niwaki_http::TransportError;
 use niwaki_openai::ReadError;
 use std::time::Duration;
@@ -48,7 +49,7 @@ pub enum CloudError {
     #[error("the endpoint is not usable: {problem}; give a URL such as https://api.example.com")]
     InvalidEndpoint {
         /// What is wrong with it.
-        problem: &'static str,
+        problem: EndpointProblem,
     },
     /// The text would travel unencrypted to another machine.
     #[error(
