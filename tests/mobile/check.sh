@@ -18,7 +18,7 @@ if [ -z "${ANDROID_NDK_HOME:-}" ]; then
 fi
 
 # One profile for all: they share what is compiled for this machine.
-shipped=(--profile dist -p niwaki-kernels -p niwaki -p niwaki-bindings)
+shipped=(--profile dist -p niwaki-kernels -p niwaki -p niwaki-http -p niwaki-openai -p niwaki-route -p niwaki-bindings)
 
 echo "building for arm64 Android"
 CARGO_PROFILE_DIST_STRIP=none android/build-native.sh "$out/android" arm64-v8a

@@ -4,13 +4,14 @@
 mod endpoint;
 
 use endpoint::{Endpoint, good_answer};
-use niwaki::route::{
-    Backend, CloudClient, CloudOptions, Decision, HttpsTransport, LocalChat, LocalModel, Policy,
-    Reason, RetryPolicy, RouteRequest, RoutedAnswer, Router,
-};
 use niwaki::{
     Cancellation, ChatRequest, ChatTemplate, Engine, FinishReason, GenerateOptions, Message,
     OpenOptions, Sampling,
+};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{
+    Backend, CloudClient, CloudOptions, Decision, LocalChat, LocalModel, Policy, Reason,
+    RetryPolicy, RouteRequest, RoutedAnswer, Router,
 };
 use niwaki_tests::build_demo;
 use std::ops::ControlFlow;

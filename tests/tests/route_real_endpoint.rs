@@ -2,8 +2,9 @@
 //! this; without one there is nothing to test.
 #![allow(clippy::unwrap_used)]
 
-use niwaki::route::{CloudClient, CloudError, CloudOptions, HttpsTransport, RetryPolicy};
 use niwaki::{Cancellation, GenerateOptions, Message, Sampling};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{CloudClient, CloudError, CloudOptions, RetryPolicy};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

@@ -21,8 +21,6 @@
 mod generate;
 mod kv;
 mod model;
-#[cfg(feature = "route")]
-pub mod route;
 mod session;
 mod text;
 
@@ -35,7 +33,7 @@ pub use generate::{
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use session::{
-    Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan,
+    Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel,
     OpenError, OpenOptions, Outputs, Session, SessionCheckpoint, SessionError, Step,
 };
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};

@@ -2,11 +2,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 use super::{Endpoint, HUNG};
-use niwaki::route::{
-    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
-    HttpsTransport, RetryPolicy, Transport,
-};
 use niwaki::{Cancellation, GenerateOptions, Message, Sampling};
+use niwaki_http::{HttpsTransport, Transport};
+use niwaki_route::{
+    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
+    RetryPolicy,
+};
 use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 use std::thread;

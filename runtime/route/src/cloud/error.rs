@@ -1,6 +1,8 @@
 //! Why an endpoint gave no answer.
 
-use crate::route::transport::TransportError;
+use super::endpoint::EndpointProblem;
+use niwaki_http::TransportError;
+use niwaki_openai::ReadError;
 use std::time::Duration;
 
 /// Which wait was too long.
@@ -47,7 +49,7 @@ pub enum CloudError {
     #[error("the endpoint is not usable: {problem}; give a URL such as https://api.example.com")]
     InvalidEndpoint {
         /// What is wrong with it.
-        problem: &'static str,
+        problem: EndpointProblem,
     },
     /// The text would travel unencrypted to another machine.
     #[error(
@@ -190,7 +192,19 @@ impl CloudError {
             },
             TransportError::Interrupted => CloudError::InterruptedStream,
             TransportError::NotHttp => CloudError::Protocol(ProtocolProblem::NotHttp),
-            TransportError::Failed => CloudError::Transport,
+            _ => CloudError::Transport,
+        }
+    }
+
+    /// What it means that the stream of an answer cannot be read.
+    pub(super) fn from_stream(error: ReadError) -> CloudError {
+        match error {
+            ReadError::TooLarge { limit_bytes } => CloudError::TooLarge {
+                what: TooLarge::Event,
+                limit_bytes,
+            },
+            ReadError::Reported { code } => CloudError::Reported { code },
+            _ => CloudError::Protocol(ProtocolProblem::NotCompletionChunk),
         }
     }
 

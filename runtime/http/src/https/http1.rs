@@ -1,42 +1,99 @@
 //! One request and its response in HTTP/1.1 (RFC 9112), with every part of the response bounded.
 
 use super::connection::{Connection, failure};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, TransportError};
-use http::Uri;
+use crate::request::{HttpHeader, HttpRequest};
+use crate::transport::{ResponseHead, TransportError};
+use http::Method;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 const BUFFER_BYTES: usize = 16 << 10;
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
 const MAX_CHUNK_LINE_BYTES: usize = 4 << 10;
+/// Most responses that announce the final one.
+const MAX_INTERIM_RESPONSES: usize = 16;
+/// Headers that say how a connection is used: they have to agree with what is sent.
+const OWN_HEADERS: [&str; 5] = [
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "upgrade",
+];
 
-/// Sends the request.
-pub(super) fn send(
-    connection: &mut Connection,
-    uri: &Uri,
-    request: &HttpRequest,
-) -> Result<(), TransportError> {
-    let host = uri.authority().map_or("", |authority| authority.as_str());
+/// The head of a request as it is sent.
+///
+/// # Errors
+/// [`TransportError::InvalidRequest`] for what would make another request of it.
+pub(super) fn head(request: &HttpRequest) -> Result<String, TransportError> {
+    let invalid = |problem| Err(TransportError::InvalidRequest { problem });
+    let (method, url) = (&request.method, &request.url);
+    if *method == Method::CONNECT {
+        return invalid("CONNECT asks for a tunnel, and there is nothing here to use it");
+    }
     let mut head = format!(
-        "POST {} HTTP/1.1\r\nhost: {host}\r\nuser-agent: niwaki/{}\r\ncontent-length: {}\r\nconnection: close\r\n",
-        uri.path(),
-        env!("CARGO_PKG_VERSION"),
-        request.body.len()
+        "{method} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n",
+        url.target(),
+        url.authority()
     );
     for header in &request.headers {
-        let line = format!("{}: {}", header.name, header.value);
-        if line.contains(['\r', '\n', '\0']) {
-            return Err(TransportError::NotHttp);
+        let name = header.name.as_str();
+        if OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+            return invalid(
+                "a header about the connection or the length of the body is the transport's",
+            );
         }
-        head += &line;
-        head += "\r\n";
+        if !is_token(name) || !is_value(&header.value) {
+            return invalid("a header holds a character that no header can");
+        }
+        head += &format!("{name}: {}\r\n", header.value);
+    }
+    // Bodies are handed on as they come, so they have to come as they are.
+    for (name, value) in [
+        ("user-agent", concat!("niwaki/", env!("CARGO_PKG_VERSION"))),
+        ("accept-encoding", "identity"),
+    ] {
+        if !request
+            .headers
+            .iter()
+            .any(|header| header.name.eq_ignore_ascii_case(name))
+        {
+            head += &format!("{name}: {value}\r\n");
+        }
+    }
+    let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+    let body_bytes = request.body.as_ref().map(Vec::len);
+    if let Some(body_bytes) = body_bytes.or(expects_body.then_some(0)) {
+        head += &format!("content-length: {body_bytes}\r\n");
     }
     head += "\r\n";
+    Ok(head)
+}
+
+/// Sends a request.
+pub(super) fn send(
+    connection: &mut Connection,
+    head: &str,
+    body: &[u8],
+) -> Result<(), TransportError> {
     connection
         .write_all(head.as_bytes())
-        .and_then(|()| connection.write_all(&request.body))
+        .and_then(|()| connection.write_all(body))
         .and_then(|()| connection.flush())
         .map_err(|error| failure(&error))
+}
+
+/// A name of a header (RFC 9110, 5.6.2).
+fn is_token(name: &str) -> bool {
+    let is_token_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token_byte)
+}
+
+fn is_value(value: &str) -> bool {
+    value
+        .bytes()
+        .all(|byte| byte == b'\t' || !byte.is_ascii_control())
 }
 
 /// How the end of a body is known, and how much is left until then.
@@ -57,16 +114,24 @@ pub(super) struct Body<R> {
     framing: Framing,
 }
 
-/// Waits for the head of the response.
-pub(super) fn receive<R: Read>(connection: R) -> Result<(ResponseHead, Body<R>), TransportError> {
+/// Waits for the head of the response to a request with this method.
+pub(super) fn receive<R: Read>(
+    connection: R,
+    method: &Method,
+) -> Result<(ResponseHead, Body<R>), TransportError> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, connection);
-    loop {
+    for _ in 0..=MAX_INTERIM_RESPONSES {
         let (head, framing) = read_head(&mut reader)?;
-        // Interim responses announce the final one.
         if head.status >= 200 {
+            // What a response to HEAD says of its body is meant for the one to GET.
+            let framing = match *method == Method::HEAD {
+                true => Framing::Over,
+                false => framing,
+            };
             return Ok((head, Body { reader, framing }));
         }
     }
+    Err(TransportError::NotHttp)
 }
 
 impl<R: Read> Body<R> {
@@ -229,7 +294,14 @@ mod tests {
 
     /// Status and body, or why not.
     fn read(bytes: &[u8]) -> (Option<u16>, Vec<u8>, Result<(), TransportError>) {
-        let (head, mut body) = match receive(bytes) {
+        read_after(&Method::GET, bytes)
+    }
+
+    fn read_after(
+        method: &Method,
+        bytes: &[u8],
+    ) -> (Option<u16>, Vec<u8>, Result<(), TransportError>) {
+        let (head, mut body) = match receive(bytes, method) {
             Ok(received) => received,
             Err(error) => return (None, Vec::new(), Err(error)),
         };
@@ -262,6 +334,16 @@ mod tests {
                 "{response:?}"
             );
         }
+        for status in ["204 No Content", "304 Not Modified"] {
+            let response = format!("HTTP/1.1 {status}\r\ncontent-length: 3\r\n\r\nabc");
+            assert_eq!(read(response.as_bytes()).1, b"", "{status}");
+        }
+        let measured = b"HTTP/1.1 206 Partial Content\r\ncontent-length: 3\r\n\r\nabc";
+        assert_eq!(read(measured), (Some(206), b"abc".to_vec(), Ok(())));
+        assert_eq!(
+            read_after(&Method::HEAD, measured),
+            (Some(206), Vec::new(), Ok(()))
+        );
         let interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n";
         assert_eq!(read(interim), (Some(204), Vec::new(), Ok(())));
     }
@@ -285,6 +367,60 @@ mod tests {
                 "{response:?}"
             );
         }
+    }
+
+    #[test]
+    fn responses_that_only_announce_another_one_come_to_an_end() {
+        let announcing = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000);
+        assert_eq!(read(announcing.as_bytes()).2, Err(TransportError::NotHttp));
+    }
+
+    fn request(method: Method) -> HttpRequest {
+        HttpRequest::new(method, "https://example.com:8443/a?b=c".parse().unwrap())
+    }
+
+    #[test]
+    fn a_request_begins_with_what_it_is_for_and_ends_with_its_length() {
+        assert_eq!(
+            head(&request(Method::GET).with_range(5, None)).unwrap(),
+            concat!(
+                "GET /a?b=c HTTP/1.1\r\nhost: example.com:8443\r\nconnection: close\r\nrange: bytes=5-\r\n\
+                 user-agent: niwaki/",
+                env!("CARGO_PKG_VERSION"),
+                "\r\naccept-encoding: identity\r\n\r\n"
+            )
+        );
+        let put = head(&request(Method::PUT).with_header("User-Agent", "app")).unwrap();
+        assert!(put.ends_with("content-length: 0\r\n\r\n"), "{put}");
+        assert!(!put.contains("niwaki/"), "{put}");
+        let with_body = request(Method::DELETE).with_body("text/plain", vec![1, 2]);
+        assert!(head(&with_body).unwrap().contains("content-length: 2\r\n"));
+        let own: Method = "PURGE".parse().unwrap();
+        assert!(head(&request(own)).unwrap().starts_with("PURGE /a"));
+    }
+
+    #[test]
+    fn no_header_makes_another_request_of_it() {
+        for (name, value) in [
+            ("x", "1\r\ny: 2"),
+            ("x", "1\ny: 2"),
+            ("x", "1\0"),
+            ("x\r\ny", "1"),
+            ("x y", "1"),
+            ("x:", "1"),
+            ("", "1"),
+            ("Host", "evil.example"),
+            ("Content-Length", "0"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "keep-alive"),
+        ] {
+            let request = request(Method::GET).with_header(name, value);
+            assert!(
+                matches!(head(&request), Err(TransportError::InvalidRequest { .. })),
+                "{name:?}: {value:?}"
+            );
+        }
+        assert!(head(&request(Method::CONNECT)).is_err());
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Answers from the model on the device.
 
-use crate::{
+use niwaki::{
     Cancellation, Chat, ChatRequest, ChatTemplate, Engine, FinishReason, GenerateError, Session,
     TextError, Token,
 };

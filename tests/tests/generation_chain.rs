@@ -1,16 +1,17 @@
 //! An app's sampling steps and text filters in generations, replies, streams and routed requests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../runtime/engine/tests/letters/mod.rs"]
 mod letters;
-#[path = "../../bundle/tests/synthetic/mod.rs"]
+#[path = "../../runtime/bundle/tests/synthetic/mod.rs"]
 mod synthetic;
 
 use letters::{Model, options, text};
-use niwaki::route::{LocalChat, Policy, RouteRequest, Router};
 use niwaki::{
     Cancellation, Candidates, ChatRequest, Engine, FilteredText, FinishReason, GenerateOptions,
     Message, SamplingStep, Stage, TextFilter,
 };
+use niwaki_route::{LocalChat, Policy, RouteRequest, Router};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

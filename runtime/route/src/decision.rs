@@ -3,7 +3,7 @@
 
 use super::cloud::CloudError;
 use super::policy::RoutingMode;
-use crate::GenerateError;
+use niwaki::GenerateError;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -142,6 +142,8 @@ impl BackendFailure {
                 GenerateError::Template(_) => "template",
                 GenerateError::Session(_) => "session",
                 GenerateError::Thread(_) => "thread",
+                // There are no others yet.
+                _ => "generation",
             },
             BackendFailure::Cloud(error) => error.code(),
         }

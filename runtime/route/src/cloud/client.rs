@@ -1,14 +1,14 @@
 //! A client of chat completions.
 
-use super::completions::{Chunk, CloudUsage, CompletionRequest, StreamOptions, error_code};
 use super::endpoint::Endpoint;
-use super::error::{CloudError, ProtocolProblem, TimeoutPhase};
-use super::events::{CompletionEvent, CompletionEvents, check_content_type};
-use super::response::{Outgoing, Response, ResponseEvent};
+use super::error::{CloudError, ProtocolProblem, TimeoutPhase, TooLarge};
 use super::retry::{RetryPolicy, retry_after};
 use super::wait::{CloudTimeouts, Deadline, pause};
-use crate::route::transport::{HttpHeader, HttpRequest, ResponseHead, Transport};
-use crate::{Cancellation, GenerateOptions, Message};
+use niwaki::{Cancellation, GenerateOptions, Message, Role};
+use niwaki_http::{HttpHeader, HttpRequest, Method, Part, Response, ResponseError, Transport};
+use niwaki_openai::{
+    Chunk, CompletionRequest, ErrorBody, Event, EventDecoder, StreamOptions, Usage, is_event_stream,
+};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -87,7 +87,7 @@ pub struct CloudAnswer {
     /// Why it ended, in the endpoint's words: `stop`, `length`, `content_filter`.
     pub finish_reason: Option<String>,
     /// Tokens, if the endpoint counted them.
-    pub usage: Option<CloudUsage>,
+    pub usage: Option<Usage>,
     /// How often the request was sent.
     pub sent: u32,
 }
@@ -190,21 +190,20 @@ impl CloudClient {
 
     fn body(&self, messages: &[Message], options: &GenerateOptions) -> Vec<u8> {
         let request = CompletionRequest {
-            model: &self.options.model,
-            messages,
+            model: self.options.model.clone(),
+            messages: messages.iter().map(on_the_wire).collect(),
             stream: true,
-            stream_options: StreamOptions {
+            stream_options: Some(StreamOptions {
                 include_usage: true,
-            },
-            max_tokens: options.max_new_tokens,
-            temperature: options.sampling.temperature,
+            }),
+            max_tokens: Some(options.max_new_tokens as u64),
+            temperature: Some(options.sampling.temperature),
             top_p: options.sampling.top_p,
-            seed: options.sampling.seed,
-            stop: &options.stop_strings,
+            seed: Some(options.sampling.seed),
+            stop: options.stop_strings.clone(),
+            ..CompletionRequest::default()
         };
-        // Strings and finite numbers have a JSON form; a number that has none becomes null, which the endpoint
-        // refuses.
-        serde_json::to_vec(&request).unwrap_or_default()
+        request.to_json()
     }
 }
 
@@ -238,31 +237,33 @@ impl Attempt<'_> {
         );
         let url = self.client.endpoint.url.clone();
         let api_key = self.client.api_key.clone();
-        let outgoing = Outgoing {
-            transport: self.client.transport.clone(),
-            host: self.client.endpoint.host.clone(),
-            connect_timeout: timeouts.connect,
-            max_response_bytes: self.client.options.max_response_bytes,
-            request: move || {
-                Ok(HttpRequest {
-                    url,
-                    headers: headers(&*api_key)?,
-                    body,
-                    connect_timeout: timeouts.connect,
-                    read_timeout: timeouts.longest_silence(),
-                })
-            },
+        let make = move || {
+            Ok(HttpRequest {
+                method: Method::POST,
+                url,
+                headers: headers(&*api_key)?,
+                body: Some(body),
+                connect_timeout: timeouts.connect,
+                read_timeout: timeouts.longest_silence(),
+            })
         };
-        let response = Response::to(outgoing, self.cancellation);
-        let ResponseHead { status, headers } = match response.next(&first_byte)? {
-            Some(ResponseEvent::Head(head)) => head,
-            event => return Err(broken(event)),
+        let max_bytes = self.client.options.max_response_bytes as u64;
+        let response = Response::to(self.client.transport.clone(), max_bytes, make);
+        let _closes = self.cancellation.on_cancel(response.canceller());
+        let head = match self.next(&response, &first_byte)? {
+            Part::Head(head) => head,
+            part => return Err(broken(part)),
         };
+        let status = head.status;
         if status == 200 {
-            check_content_type(value_of(&headers, "content-type"))?;
+            let content_type = head.header("content-type").unwrap_or_default();
+            if !is_event_stream(content_type) {
+                return Err(CloudError::Protocol(ProtocolProblem::NotEventStream));
+            }
             return self.read_answer(&response);
         }
-        self.retry_after = value_of(&headers, "retry-after")
+        self.retry_after = head
+            .header("retry-after")
             .and_then(|value| retry_after(value, SystemTime::now()));
         let code = self.read_error_code(&response)?;
         Err(self.refusal(status, code))
@@ -272,8 +273,30 @@ impl Attempt<'_> {
         Deadline::new(phase, after).or(self.total)
     }
 
-    fn read_answer(&mut self, response: &Response<'_>) -> Result<CloudAnswer, CloudError> {
-        let mut events = CompletionEvents::new(self.client.options.max_event_bytes);
+    /// What comes next, until the deadline.
+    fn next(
+        &self,
+        response: &Response<CloudError>,
+        deadline: &Deadline,
+    ) -> Result<Part, CloudError> {
+        response.next(deadline.at()).map_err(|error| match error {
+            ResponseError::NotMade(error) => error,
+            ResponseError::Transport(error) => CloudError::from_transport(
+                error,
+                &self.client.endpoint.host,
+                self.client.options.timeouts.connect,
+            ),
+            ResponseError::TooLarge { .. } => CloudError::TooLarge {
+                what: TooLarge::Response,
+                limit_bytes: self.client.options.max_response_bytes,
+            },
+            ResponseError::Late => deadline.error(),
+            ResponseError::Cancelled => CloudError::Cancelled,
+        })
+    }
+
+    fn read_answer(&mut self, response: &Response<CloudError>) -> Result<CloudAnswer, CloudError> {
+        let mut events = EventDecoder::new(self.client.options.max_event_bytes);
         let mut answer = CloudAnswer {
             finish_reason: None,
             usage: None,
@@ -282,19 +305,19 @@ impl Attempt<'_> {
         let idle = self.client.options.timeouts.idle;
         let mut deadline = self.deadline(TimeoutPhase::Idle, idle);
         loop {
-            let data = match response.next(&deadline)? {
-                Some(ResponseEvent::Data(data)) => data,
+            let data = match self.next(response, &deadline)? {
+                Part::Data(data) => data,
                 // Some servers leave [DONE] out. An answer that has said why it ends is complete.
-                Some(ResponseEvent::End) if answer.finish_reason.is_some() => return Ok(answer),
-                event => return Err(broken(event)),
+                Part::End if answer.finish_reason.is_some() => return Ok(answer),
+                part => return Err(broken(part)),
             };
             let mut bytes = data.as_slice();
-            while let Some(event) = events.next(&mut bytes)? {
+            while let Some(event) = events.next(&mut bytes).map_err(CloudError::from_stream)? {
                 match event {
-                    CompletionEvent::Chunk(chunk) => self.take(chunk, &mut answer)?,
+                    Event::Chunk(chunk) => self.take(chunk, &mut answer)?,
                     // A server that gives a request up for another one says it is done, but not why.
-                    CompletionEvent::Done if answer.finish_reason.is_some() => return Ok(answer),
-                    CompletionEvent::Done => return Err(CloudError::InterruptedStream),
+                    Event::Done if answer.finish_reason.is_some() => return Ok(answer),
+                    Event::Done => return Err(CloudError::InterruptedStream),
                 }
             }
             if data.iter().any(|byte| b"\r\n".contains(byte)) {
@@ -307,27 +330,32 @@ impl Attempt<'_> {
         if self.cancellation.is_cancelled() {
             return Err(CloudError::Cancelled);
         }
-        if !chunk.text.is_empty() && (self.on_text)(&chunk.text).is_break() {
-            return Err(CloudError::Cancelled);
+        for text in chunk.text().filter(|text| !text.is_empty()) {
+            if (self.on_text)(text).is_break() {
+                return Err(CloudError::Cancelled);
+            }
         }
-        answer.finish_reason = chunk.finish_reason.or(answer.finish_reason.take());
+        if let Some(reason) = chunk.finish_reason() {
+            answer.finish_reason = Some(reason.to_owned());
+        }
         answer.usage = chunk.usage.or(answer.usage);
         Ok(())
     }
 
     /// Reads a bounded part of a failed response. Whatever goes wrong with it, the status says enough.
-    fn read_error_code(&self, response: &Response<'_>) -> Result<Option<String>, CloudError> {
+    fn read_error_code(
+        &self,
+        response: &Response<CloudError>,
+    ) -> Result<Option<String>, CloudError> {
         let deadline = self.deadline(TimeoutPhase::Idle, ERROR_BODY_TIMEOUT);
         let mut body = Vec::new();
         loop {
-            match response.next(&deadline) {
-                Ok(Some(ResponseEvent::Data(data)))
-                    if body.len() + data.len() <= MAX_ERROR_BODY_BYTES =>
-                {
+            match self.next(response, &deadline) {
+                Ok(Part::Data(data)) if body.len() + data.len() <= MAX_ERROR_BODY_BYTES => {
                     body.extend_from_slice(&data);
                 }
                 Err(CloudError::Cancelled) => return Err(CloudError::Cancelled),
-                _ => return Ok(error_code(&body)),
+                _ => return Ok(ErrorBody::code_in(&body)),
             }
         }
     }
@@ -348,15 +376,24 @@ impl Attempt<'_> {
     }
 }
 
-/// What an event that is no part of an answer means.
-fn broken(event: Option<ResponseEvent>) -> CloudError {
-    match event {
-        Some(ResponseEvent::Failed(error)) => error,
-        // The head is the first event and the only head.
-        Some(ResponseEvent::Head(_) | ResponseEvent::Data(_)) => {
-            CloudError::Protocol(ProtocolProblem::NotHttp)
-        }
-        Some(ResponseEvent::End) | None => CloudError::InterruptedStream,
+/// What a part that is not the one to come means.
+fn broken(part: Part) -> CloudError {
+    match part {
+        // The head comes first, and once.
+        Part::Head(_) | Part::Data(_) => CloudError::Protocol(ProtocolProblem::NotHttp),
+        Part::End => CloudError::InterruptedStream,
+    }
+}
+
+fn on_the_wire(message: &Message) -> niwaki_openai::Message {
+    niwaki_openai::Message {
+        role: match message.role {
+            Role::System => niwaki_openai::Role::System,
+            Role::Assistant => niwaki_openai::Role::Assistant,
+            // The engine has no others.
+            _ => niwaki_openai::Role::User,
+        },
+        content: message.content.clone(),
     }
 }
 
@@ -377,11 +414,4 @@ fn headers(api_key: &dyn ApiKeySource) -> Result<Vec<HttpHeader>, CloudError> {
         headers.push(header("authorization", format!("Bearer {key}")));
     }
     Ok(headers)
-}
-
-fn value_of<'a>(headers: &'a [HttpHeader], name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|header| header.name.eq_ignore_ascii_case(name))
-        .map(|header| header.value.as_str())
 }

@@ -1,12 +1,9 @@
 //! Waiting for an endpoint without waiting for too long.
 
 use super::error::{CloudError, TimeoutPhase};
-use crate::Cancellation;
-use std::thread;
+use niwaki::Cancellation;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
-
-/// How often a wait looks whether it was cancelled.
-pub(super) const CANCELLATION_POLL: Duration = Duration::from_millis(20);
 
 /// How long each wait may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +64,11 @@ impl Deadline {
         }
     }
 
+    /// The moment; `None` when no clock can tell it.
+    pub(super) fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
     /// Time left, `None` when it is over.
     pub(super) fn left(&self) -> Option<Duration> {
         match self.at {
@@ -90,12 +92,13 @@ impl Deadline {
 /// # Errors
 /// [`CloudError::Cancelled`].
 pub(super) fn pause(duration: Duration, cancellation: &Cancellation) -> Result<(), CloudError> {
-    let end = Deadline::new(TimeoutPhase::Total, duration);
-    while let Some(left) = end.left() {
-        if cancellation.is_cancelled() {
-            return Err(CloudError::Cancelled);
-        }
-        thread::sleep(left.min(CANCELLATION_POLL));
+    let (wake, woken) = sync_channel(1);
+    let _wakes = cancellation.on_cancel(move || {
+        // There is room for one, and only one comes.
+        let _ = wake.try_send(());
+    });
+    match woken.recv_timeout(duration) {
+        Err(RecvTimeoutError::Timeout) => Ok(()),
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(CloudError::Cancelled),
     }
-    Ok(())
 }

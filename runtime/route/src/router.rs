@@ -5,7 +5,7 @@ use super::decision::{Backend, BackendFailure, Decision, Refusal, Tried};
 use super::local::{LocalModel, PromptSize};
 use super::policy::{Policy, RoutingMode, Situation};
 use super::speed::PrefillSpeed;
-use crate::{Cancellation, ChatRequest, ContextEnd, FinishReason, GenerateError};
+use niwaki::{Cancellation, ChatRequest, ContextEnd, FinishReason, GenerateError};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 /// Answers requests on the device or from an endpoint, as its policy says, and tells why.
 ///
 /// ```no_run
-/// use niwaki::route::{
-///     CloudClient, CloudOptions, HttpsTransport, LocalChat, Policy, RouteRequest, Router,
-/// };
 /// use niwaki::{Cancellation, ChatRequest, Engine, GenerateOptions, Message, OpenOptions};
+/// use niwaki_http::HttpsTransport;
+/// use niwaki_route::{CloudClient, CloudOptions, LocalChat, Policy, RouteRequest, Router};
 /// use std::ops::ControlFlow;
 /// use std::sync::Arc;
 ///

@@ -1,14 +1,25 @@
 //! Where the requests go.
 
 use super::error::CloudError;
-use http::Uri;
-use std::net::IpAddr;
+use niwaki_http::{InvalidUrl, Url};
+
+/// What is wrong with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointProblem {
+    /// It is no URL that a request can go to.
+    #[error(transparent)]
+    Url(#[from] InvalidUrl),
+    /// What follows a `?` would end up within the path.
+    #[error("it has a query after its path")]
+    Query,
+}
 
 /// A checked endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     /// Of `POST /v1/chat/completions`.
-    pub(super) url: String,
+    pub(super) url: Url,
     /// Host and, if it was given, port.
     pub(super) host: String,
 }
@@ -20,48 +31,27 @@ impl Endpoint {
     /// [`CloudError::InvalidEndpoint`] and [`CloudError::PlaintextForbidden`].
     pub(super) fn parse(base: &str, allow_plaintext: bool) -> Result<Endpoint, CloudError> {
         let invalid = |problem| CloudError::InvalidEndpoint { problem };
-        let uri: Uri = base.parse().map_err(|_| invalid("it is not a URL"))?;
-        let authority = uri.authority().ok_or_else(|| invalid("it names no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(invalid(
-                "a user name or password in it would end up in logs",
-            ));
+        let url: Url = base
+            .parse()
+            .map_err(|error| invalid(EndpointProblem::Url(error)))?;
+        if url.query().is_some() {
+            return Err(invalid(EndpointProblem::Query));
         }
-        if authority.host().is_empty() {
-            return Err(invalid("it names no host"));
+        if !url.is_secure() && !url.is_loopback() && !allow_plaintext {
+            return Err(CloudError::PlaintextForbidden {
+                host: url.host().to_owned(),
+            });
         }
-        if uri.query().is_some() {
-            return Err(invalid("it has a query after its path"));
-        }
-        let scheme = match uri.scheme_str() {
-            Some("https") => "https",
-            Some("http") if allow_plaintext || is_loopback(authority.host()) => "http",
-            Some("http") => {
-                return Err(CloudError::PlaintextForbidden {
-                    host: authority.host().to_owned(),
-                });
-            }
-            _ => return Err(invalid("it begins neither with https:// nor with http://")),
-        };
-        let path = uri.path().trim_end_matches('/');
+        let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix("/v1").unwrap_or(path);
+        let url = url
+            .with_target(&format!("{path}/v1/chat/completions"))
+            .map_err(|error| invalid(EndpointProblem::Url(error)))?;
         Ok(Endpoint {
-            url: format!("{scheme}://{authority}{path}/v1/chat/completions"),
-            host: authority.as_str().to_owned(),
+            host: url.authority(),
+            url,
         })
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    // Other spellings of a name or an address are not taken for loopback.
-    host == "localhost"
-        || address
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -98,7 +88,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                Endpoint::parse(base, false).map(|endpoint| endpoint.url),
+                Endpoint::parse(base, false).map(|endpoint| endpoint.url.to_string()),
                 Ok(url.to_owned())
             );
         }
@@ -116,6 +106,7 @@ mod tests {
             "[::ffff:10.0.0.1]",
         ] {
             let base = format!("http://{host}");
+            let host = host.trim_matches(['[', ']']);
             assert_eq!(
                 Endpoint::parse(&base, false),
                 Err(CloudError::PlaintextForbidden {
@@ -128,21 +119,25 @@ mod tests {
 
     #[test]
     fn what_is_no_endpoint_is_refused_with_the_reason() {
-        for base in [
-            "",
-            "api.example.com",
-            "/v1",
-            "ftp://example.com",
-            "https://",
-            "https://user:password@example.com",
-            "https://example.com/?key=1",
-            "https://exa mple.com",
+        for (base, problem) in [
+            ("", InvalidUrl::Syntax.into()),
+            ("api.example.com", InvalidUrl::Scheme.into()),
+            ("/v1", InvalidUrl::NoHost.into()),
+            ("ftp://example.com", InvalidUrl::Scheme.into()),
+            (
+                "https://user:word@example.com",
+                InvalidUrl::Credentials.into(),
+            ),
+            ("https://example.com/?key=1", EndpointProblem::Query),
+            ("https://example.com:", InvalidUrl::Port.into()),
+            ("https://example.com:0/v1", InvalidUrl::Port.into()),
+            ("https://example.com:http/v1", InvalidUrl::Port.into()),
+            ("https://example.com:99999", InvalidUrl::Port.into()),
+            ("http://127.0.0.1:65536", InvalidUrl::Port.into()),
         ] {
-            assert!(
-                matches!(
-                    Endpoint::parse(base, true),
-                    Err(CloudError::InvalidEndpoint { .. })
-                ),
+            assert_eq!(
+                Endpoint::parse(base, true),
+                Err(CloudError::InvalidEndpoint { problem }),
                 "{base}"
             );
         }

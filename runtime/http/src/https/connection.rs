@@ -1,7 +1,7 @@
 //! A connection that another thread can close.
 
-use crate::route::transport::TransportError;
-use http::Uri;
+use crate::transport::TransportError;
+use crate::url::Url;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, Read, Write};
@@ -53,18 +53,14 @@ pub(super) enum Connection {
 impl Connection {
     /// Resolves, connects and shakes hands within `timeout`.
     pub(super) fn open(
-        uri: &Uri,
+        url: &Url,
         tls: Arc<ClientConfig>,
         timeout: Duration,
         socket: &Socket,
     ) -> Result<Connection, TransportError> {
         let end = Instant::now().checked_add(timeout);
-        let host = uri.host().ok_or(TransportError::Dns)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let secure = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-
-        let mut addresses = resolve(host.to_owned(), port, left(end)?)?;
+        let host = url.host();
+        let mut addresses = resolve(host.to_owned(), url.port(), left(end)?)?;
         if host == "localhost" {
             // Whatever a hosts file or a name server says.
             addresses.retain(|address| address.ip().is_loopback());
@@ -78,7 +74,7 @@ impl Connection {
                 .and_then(|()| stream.set_write_timeout(limit))
                 .map_err(|error| failure(&error))
         };
-        if !secure {
+        if !url.is_secure() {
             limits(None)?;
             return Ok(Connection::Plain(stream));
         }

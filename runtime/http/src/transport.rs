@@ -1,18 +1,17 @@
-//! What carries a request to an endpoint: the library's own HTTPS, or an app's HTTP stack.
+//! What carries a request: the library's own HTTPS, or an app's HTTP stack.
 //!
-//! A transport moves bytes and knows nothing of chat completions, retries or policy. Deadlines, size bounds and
-//! the reading of the response are the client's, so every transport gets them.
+//! A transport moves bytes and knows nothing of what they say, of retries or policy. Deadlines, size bounds and the
+//! reading of the response are the client's, so every transport gets them.
 
-use std::fmt;
+use crate::request::{HttpHeader, HttpRequest};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Carries HTTP requests.
 ///
 /// Implement it to use an app's own stack (`URLSession`, OkHttp) with its proxies, trust store and metrics.
 ///
-/// A transport sends a `POST` once, follows no redirect, retries nothing, caches nothing and logs neither headers
-/// nor bodies: they hold a key and a user's text.
+/// A transport sends a request once, follows no redirect, retries nothing, caches nothing, hands bodies on as they come,
+/// undoing no content encoding, and logs neither headers nor bodies: they hold a key and a user's text.
 pub trait Transport: Send + Sync {
     /// Prepares a request. Nothing is opened or resolved before [`Exchange::send`].
     ///
@@ -49,50 +48,17 @@ pub trait Exchange: Send + Sync {
 pub struct ResponseHead {
     /// The status.
     pub status: u16,
-    /// The headers. Those that are needed are `content-type` and `retry-after`.
+    /// The headers.
     pub headers: Vec<HttpHeader>,
 }
 
-/// A `POST`. Its `Debug` output holds neither header values nor the body.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HttpRequest {
-    /// Absolute URL, `https` unless plaintext was allowed.
-    pub url: String,
-    /// Headers, among them the authorization.
-    pub headers: Vec<HttpHeader>,
-    /// The body, JSON.
-    pub body: Vec<u8>,
-    /// How long finding the host, connecting and the TLS handshake may take together.
-    pub connect_timeout: Duration,
-    /// How long the response may stay silent. The client's own deadlines come first: it is for stacks that would
-    /// give up sooner unless they are told.
-    pub read_timeout: Duration,
-}
-
-/// A header of a request or a response.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HttpHeader {
-    /// Its name, in any case.
-    pub name: String,
-    /// Its value.
-    pub value: String,
-}
-
-impl fmt::Debug for HttpRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpRequest")
-            .field("url", &self.url)
-            .field("headers", &self.headers)
-            .field("body_bytes", &self.body.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for HttpHeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HttpHeader")
-            .field(&self.name)
-            .finish_non_exhaustive()
+impl ResponseHead {
+    /// The value of the first header of this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value.as_str())
     }
 }
 
@@ -100,6 +66,12 @@ impl fmt::Debug for HttpHeader {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
+    /// The request is none that the transport can send.
+    #[error("the request cannot be sent: {problem}")]
+    InvalidRequest {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// Nothing listens at the address.
     #[error("the connection was refused")]
     Refused,
@@ -127,27 +99,4 @@ pub enum TransportError {
     /// The transport itself failed: an exception that nobody expected.
     #[error("the transport failed")]
     Failed,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_prints_neither_its_key_nor_its_text() {
-        let request = HttpRequest {
-            url: "https://example.org/v1/chat/completions".into(),
-            headers: vec![HttpHeader {
-                name: "authorization".into(),
-                value: "Bearer secret".into(),
-            }],
-            body: b"a user's words".to_vec(),
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-        };
-        let printed = format!("{request:?}");
-        assert!(printed.contains("authorization"), "{printed}");
-        assert!(!printed.contains("secret"), "{printed}");
-        assert!(!printed.contains("words"), "{printed}");
-    }
 }

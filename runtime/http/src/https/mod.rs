@@ -7,9 +7,9 @@
 mod connection;
 mod http1;
 
-use super::transport::{Exchange, HttpRequest, ResponseHead, Transport, TransportError};
+use crate::request::HttpRequest;
+use crate::transport::{Exchange, ResponseHead, Transport, TransportError};
 use connection::{Connection, Socket};
-use http::Uri;
 use http1::Body;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -78,7 +78,7 @@ impl fmt::Debug for HttpsTransport {
 impl Transport for HttpsTransport {
     fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
         Ok(Arc::new(HttpsExchange {
-            uri: request.url.parse().map_err(|_| TransportError::Dns)?,
+            head: http1::head(&request)?,
             tls: self.tls.clone(),
             request,
             socket: Socket::default(),
@@ -88,7 +88,8 @@ impl Transport for HttpsTransport {
 }
 
 struct HttpsExchange {
-    uri: Uri,
+    /// Of the request, as it is sent.
+    head: String,
     tls: Arc<ClientConfig>,
     request: HttpRequest,
     socket: Socket,
@@ -97,10 +98,16 @@ struct HttpsExchange {
 
 impl Exchange for HttpsExchange {
     fn send(&self) -> Result<ResponseHead, TransportError> {
-        let timeout = self.request.connect_timeout;
-        let mut connection = Connection::open(&self.uri, self.tls.clone(), timeout, &self.socket)?;
-        http1::send(&mut connection, &self.uri, &self.request)?;
-        let (head, body) = http1::receive(connection)?;
+        let request = &self.request;
+        let mut connection = Connection::open(
+            &request.url,
+            self.tls.clone(),
+            request.connect_timeout,
+            &self.socket,
+        )?;
+        let body = request.body.as_deref().unwrap_or_default();
+        http1::send(&mut connection, &self.head, body)?;
+        let (head, body) = http1::receive(connection, &request.method)?;
         *self.response() = Some(body);
         Ok(head)
     }
