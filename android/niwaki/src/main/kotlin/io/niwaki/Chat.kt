@@ -69,13 +69,26 @@ public enum class Role {
 
     /** The model. */
     Assistant,
+    ;
+
+    internal fun toNative(): NativeRole = when (this) {
+        System -> NativeRole.SYSTEM
+        User -> NativeRole.USER
+        Assistant -> NativeRole.ASSISTANT
+    }
+}
+
+internal fun NativeRole.toRole(): Role = when (this) {
+    NativeRole.SYSTEM -> Role.System
+    NativeRole.USER -> Role.User
+    NativeRole.ASSISTANT -> Role.Assistant
 }
 
 /** One message of a [Chat]. It is not printed with its text: what users write does not belong into logs. */
 public class Message(public val role: Role, public val content: String) {
-    internal constructor(native: NativeMessage) : this(Role.entries[native.role.ordinal], native.content)
+    internal constructor(native: NativeMessage) : this(native.role.toRole(), native.content)
 
-    internal fun toNative() = NativeMessage(NativeRole.entries[role.ordinal], content)
+    internal fun toNative() = NativeMessage(role.toNative(), content)
 
     override fun equals(other: Any?): Boolean = other is Message && role == other.role && content == other.content
 

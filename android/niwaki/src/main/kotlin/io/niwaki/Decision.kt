@@ -2,8 +2,10 @@ package io.niwaki
 
 import kotlin.time.Duration
 import kotlin.time.Duration.Companion.milliseconds
+import io.niwaki.ffi.Backend as NativeBackend
 import io.niwaki.ffi.Decision as NativeDecision
 import io.niwaki.ffi.RoutingReason as NativeReason
+import io.niwaki.ffi.RoutingRefusal as NativeRefusal
 import io.niwaki.ffi.TriedBackend as NativeTried
 
 /**
@@ -33,10 +35,10 @@ public data class Decision(
     val firstText: Duration?,
 ) {
     internal constructor(native: NativeDecision) : this(
-        answeredBy = native.answeredBy?.let { Backend.entries[it.ordinal] },
+        answeredBy = native.answeredBy?.toBackend(),
         reason = native.reason?.toReason(),
         tried = native.tried.map(::TriedBackend),
-        mode = RoutingMode.entries[native.mode.ordinal],
+        mode = native.mode.toRoutingMode(),
         onDeviceOnly = native.onDeviceOnly,
         promptTokens = native.promptTokens?.toInt(),
         contextTokens = native.contextTokens?.toInt(),
@@ -108,12 +110,23 @@ public data class TriedBackend(
     val took: Duration,
 ) {
     internal constructor(native: NativeTried) : this(
-        backend = Backend.entries[native.backend.ordinal],
+        backend = native.backend.toBackend(),
         code = native.code,
         message = native.details,
         sent = native.sent.toInt(),
         took = native.tookMs.toLong().milliseconds,
     )
+}
+
+internal fun NativeBackend.toBackend(): Backend = when (this) {
+    NativeBackend.LOCAL -> Backend.Local
+    NativeBackend.CLOUD -> Backend.Cloud
+}
+
+internal fun NativeRefusal.toRefusal(): RoutingRefusal = when (this) {
+    NativeRefusal.ON_DEVICE_ONLY -> RoutingRefusal.OnDeviceOnly
+    NativeRefusal.NO_LOCAL_MODEL -> RoutingRefusal.NoLocalModel
+    NativeRefusal.NO_ENDPOINT -> RoutingRefusal.NoEndpoint
 }
 
 private fun NativeReason.toReason(): RoutingReason = when (this) {

@@ -5,6 +5,7 @@ import kotlin.time.Duration.Companion.milliseconds
 import kotlin.time.Duration.Companion.seconds
 import io.niwaki.ffi.ApiKeySource as NativeKeySource
 import io.niwaki.ffi.Endpoint as NativeEndpoint
+import io.niwaki.ffi.EndpointFailure as NativeFailure
 import io.niwaki.ffi.EndpointRetry as NativeRetry
 import io.niwaki.ffi.EndpointTimeouts as NativeTimeouts
 import io.niwaki.ffi.NiwakiException as NativeException
@@ -151,6 +152,30 @@ public enum class EndpointFailure {
 
     /** The app's own transport failed. */
     Transport,
+}
+
+internal fun NativeFailure.toFailure(): EndpointFailure = when (this) {
+    NativeFailure.KEY_UNAVAILABLE -> EndpointFailure.KeyUnavailable
+    NativeFailure.INVALID_KEY -> EndpointFailure.InvalidKey
+    NativeFailure.REFUSED -> EndpointFailure.Refused
+    NativeFailure.UNREACHABLE -> EndpointFailure.Unreachable
+    NativeFailure.DNS -> EndpointFailure.Dns
+    NativeFailure.TLS -> EndpointFailure.Tls
+    NativeFailure.CONNECT_TIMEOUT -> EndpointFailure.ConnectTimeout
+    NativeFailure.FIRST_BYTE_TIMEOUT -> EndpointFailure.FirstByteTimeout
+    NativeFailure.IDLE_TIMEOUT -> EndpointFailure.IdleTimeout
+    NativeFailure.TOTAL_TIMEOUT -> EndpointFailure.TotalTimeout
+    NativeFailure.UNAUTHORIZED -> EndpointFailure.Unauthorized
+    NativeFailure.RATE_LIMITED -> EndpointFailure.RateLimited
+    NativeFailure.SERVER -> EndpointFailure.Server
+    NativeFailure.NOT_FOUND -> EndpointFailure.NotFound
+    NativeFailure.BAD_REQUEST -> EndpointFailure.BadRequest
+    NativeFailure.REDIRECTED -> EndpointFailure.Redirected
+    NativeFailure.PROTOCOL -> EndpointFailure.Protocol
+    NativeFailure.TOO_LARGE -> EndpointFailure.TooLarge
+    NativeFailure.REPORTED -> EndpointFailure.Reported
+    NativeFailure.INTERRUPTED -> EndpointFailure.Interrupted
+    NativeFailure.TRANSPORT -> EndpointFailure.Transport
 }
 
 internal class NativeKey(private val key: () -> String?) : NativeKeySource {

@@ -112,11 +112,10 @@ internal fun NativeException.toNiwakiException(): NiwakiException = when (this) 
         NiwakiException.ContextFull(details, neededTokens.toInt(), contextTokens.toInt(), this)
     is NativeException.NoChat -> NiwakiException.NoChat(details, this)
     is NativeException.InvalidArgument -> NiwakiException.InvalidArgument(details, this)
-    is NativeException.NotRouted ->
-        NiwakiException.NotRouted(details, RoutingRefusal.entries[refusal.ordinal], this)
+    is NativeException.NotRouted -> NiwakiException.NotRouted(details, refusal.toRefusal(), this)
     is NativeException.Endpoint -> NiwakiException.EndpointFailed(
         message = details,
-        failure = EndpointFailure.entries[failure.ordinal],
+        failure = failure.toFailure(),
         status = status?.toInt(),
         code = code,
         retryAfter = retryAfterMs?.toLong()?.milliseconds,

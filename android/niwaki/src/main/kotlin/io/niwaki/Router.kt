@@ -140,6 +140,21 @@ public enum class RoutingMode {
 
     /** Never compute on the device. */
     CloudOnly,
+    ;
+
+    internal fun toNative(): NativeMode = when (this) {
+        LocalOnly -> NativeMode.LOCAL_ONLY
+        PreferLocal -> NativeMode.PREFER_LOCAL
+        PreferCloud -> NativeMode.PREFER_CLOUD
+        CloudOnly -> NativeMode.CLOUD_ONLY
+    }
+}
+
+internal fun NativeMode.toRoutingMode(): RoutingMode = when (this) {
+    NativeMode.LOCAL_ONLY -> RoutingMode.LocalOnly
+    NativeMode.PREFER_LOCAL -> RoutingMode.PreferLocal
+    NativeMode.PREFER_CLOUD -> RoutingMode.PreferCloud
+    NativeMode.CLOUD_ONLY -> RoutingMode.CloudOnly
 }
 
 /**
@@ -163,7 +178,7 @@ public data class RoutingPolicy(
     }
 
     internal fun toNative() = NativePolicy(
-        mode = NativeMode.entries[mode.ordinal],
+        mode = mode.toNative(),
         maxLocalPromptTokens = maxLocalPromptTokens?.toULong(),
         maxFirstTokenMs = maxFirstToken?.inWholeMilliseconds?.toULong(),
     )
