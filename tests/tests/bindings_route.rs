@@ -42,6 +42,7 @@ fn engine() -> Arc<Engine> {
         threads: 1,
         memory_limit_bytes: None,
         context_tokens: None,
+        kv: None,
         verify_weights: true,
     };
     Engine::open(source, options).unwrap()

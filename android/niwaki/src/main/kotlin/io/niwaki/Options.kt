@@ -2,6 +2,7 @@ package io.niwaki
 
 import io.niwaki.ffi.ContextEnd as NativeContextEnd
 import io.niwaki.ffi.GenerateOptions as NativeGenerateOptions
+import io.niwaki.ffi.KvElement as NativeKvElement
 import io.niwaki.ffi.OpenOptions as NativeOpenOptions
 import io.niwaki.ffi.RepetitionPenalty as NativeRepetitionPenalty
 import io.niwaki.ffi.Sampling as NativeSampling
@@ -12,6 +13,8 @@ import io.niwaki.ffi.Sampling as NativeSampling
  * @property threads threads that compute; null takes the number of fast cores.
  * @property memoryLimitBytes opening fails with [NiwakiException.NotEnoughMemory] when the model needs more.
  * @property contextTokens cap on the context; the model's own when null or larger.
+ * @property kv what the numbers of the context's keys and values are kept as: a smaller one makes room for a longer context;
+ *   null takes [KvElement.F16], or [KvElement.F32] for a model whose weights all are.
  * @property verifyWeights compares the whole file with its hashes, which reads it once. Turn it off for a file that
  *   was verified before and lies where only the app writes.
  */
@@ -19,6 +22,7 @@ public data class OpenOptions(
     val threads: Int? = null,
     val memoryLimitBytes: Long? = null,
     val contextTokens: Int? = null,
+    val kv: KvElement? = null,
     val verifyWeights: Boolean = true,
 ) {
     init {
@@ -31,8 +35,28 @@ public data class OpenOptions(
         threads = (threads ?: 0).toUInt(),
         memoryLimitBytes = memoryLimitBytes?.toULong(),
         contextTokens = contextTokens?.toUInt(),
+        kv = kv?.toNative(),
         verifyWeights = verifyWeights,
     )
+}
+
+/** What a number of a context's keys and values is kept as. */
+public enum class KvElement {
+    /** 8-bit integers with scales: about half of the memory of [F16], at hardly any loss. */
+    I8,
+
+    /** Half precision. */
+    F16,
+
+    /** Single precision: twice the memory of [F16]. */
+    F32,
+    ;
+
+    internal fun toNative(): NativeKvElement = when (this) {
+        I8 -> NativeKvElement.I8
+        F16 -> NativeKvElement.F16
+        F32 -> NativeKvElement.F32
+    }
 }
 
 /**
@@ -60,7 +84,7 @@ public data class GenerateOptions(
         sampling = sampling?.toNative(),
         seed = seed.toULong(),
         stopStrings = stopStrings,
-        contextEnd = NativeContextEnd.entries[contextEnd.ordinal],
+        contextEnd = contextEnd.toNative(),
     )
 }
 
@@ -120,4 +144,11 @@ public enum class ContextEnd {
 
     /** Forget the oldest and go on: a chat leaves out its oldest turns, a session the older half of its text. */
     ForgetOldest,
+    ;
+
+    internal fun toNative(): NativeContextEnd = when (this) {
+        Stop -> NativeContextEnd.STOP
+        Refuse -> NativeContextEnd.REFUSE
+        ForgetOldest -> NativeContextEnd.FORGET_OLDEST
+    }
 }

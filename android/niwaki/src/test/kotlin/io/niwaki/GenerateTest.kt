@@ -36,6 +36,20 @@ class GenerateTest {
     }
 
     @Test
+    fun `keys and values are kept as asked for`() = runBlocking<Unit> {
+        val bytes = KvElement.entries.associateWith { element ->
+            withEngine(oneThread.copy(kv = element)) { engine ->
+                assertEquals(20, engine.generate("Once", GenerateOptions(maxNewTokens = 20)).toList().count { it.id != null })
+                engine.memoryPlan.parts.single { it.name == "keys and values" }.sizeBytes
+            }
+        }
+        assertTrue(bytes.getValue(KvElement.I8) < bytes.getValue(KvElement.F16)) { "$bytes" }
+        assertTrue(bytes.getValue(KvElement.F16) < bytes.getValue(KvElement.F32)) { "$bytes" }
+        val usual = Engine.plan(demoModel, oneThread).parts.single { it.name == "keys and values" }
+        assertEquals(bytes[KvElement.F16], usual.sizeBytes)
+    }
+
+    @Test
     fun `a flow is cold and can be collected again`() = runBlocking<Unit> {
         withEngine { engine ->
             val flow = engine.generate("Once", GenerateOptions(maxNewTokens = 5))
