@@ -239,20 +239,3 @@ fn the_linker_leaves_constructors_out_and_hides_what_is_not_uniffi_s() {
         );
     }
 }
-
-#[test]
-fn gradle_s_wrapper_stays_at_the_version_that_is_pinned() {
-    let android = repository().join("android");
-    let pinned =
-        fs::read_to_string(android.join("gradle/wrapper/gradle-wrapper.properties")).unwrap();
-    let build = fs::read_to_string(android.join("build.gradle.kts")).unwrap();
-    let version = build
-        .split("gradleVersion = \"")
-        .nth(1)
-        .and_then(|rest| rest.split('"').next())
-        .unwrap();
-    assert!(
-        pinned.contains(&format!("gradle-{version}-bin.zip")),
-        "{version}\n{pinned}"
-    );
-}
