@@ -34,7 +34,7 @@ public class Chat internal constructor(private val native: NativeChat) : Closeab
      * @throws NiwakiException from the flow.
      */
     public fun reply(message: String, options: GenerateOptions = GenerateOptions()): Flow<Token> =
-        lifetime.tokens { native.reply(message, options.toNative()) }
+        lifetime.tokens { native.reply(message.wellFormed(), options.toNative()) }
 
     /**
      * The conversation so far.
@@ -88,7 +88,7 @@ internal fun NativeRole.toRole(): Role = when (this) {
 public class Message(public val role: Role, public val content: String) {
     internal constructor(native: NativeMessage) : this(native.role.toRole(), native.content)
 
-    internal fun toNative() = NativeMessage(role.toNative(), content)
+    internal fun toNative() = NativeMessage(role.toNative(), content.wellFormed())
 
     override fun equals(other: Any?): Boolean = other is Message && role == other.role && content == other.content
 

@@ -22,7 +22,8 @@ import io.niwaki.ffi.TriedBackend as NativeTried
  * @property predictedFirstToken how long the device was expected to take to its first token.
  * @property firstText how long the answer took to its first text, everything tried before included.
  */
-public data class Decision(
+@ConsistentCopyVisibility
+public data class Decision internal constructor(
     val answeredBy: Backend?,
     val reason: RoutingReason?,
     val tried: List<TriedBackend>,
@@ -48,49 +49,62 @@ public data class Decision(
     )
 }
 
-/** Who can answer. */
-public enum class Backend {
-    /** The model on the device. */
-    Local,
+/** Who can answer. More may come: a `when` over it has an `else`. */
+public class Backend private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** The endpoint. */
-    Cloud,
+    public companion object {
+        /** The model on the device. */
+        public val Local: Backend = Backend("Local")
+
+        /** The endpoint. */
+        public val Cloud: Backend = Backend("Cloud")
+    }
 }
 
-/** Why a backend is asked first. */
-public sealed interface RoutingReason {
+/** Why a backend is asked first. More may come: a `when` over it has an `else`. */
+public abstract class RoutingReason internal constructor() {
     /** The policy's mode wants it. */
-    public data object Mode : RoutingReason
+    public data object Mode : RoutingReason()
 
     /** The request may not leave the device. */
-    public data object OnDeviceOnly : RoutingReason
+    public data object OnDeviceOnly : RoutingReason()
 
     /** There is no endpoint. */
-    public data object NoEndpoint : RoutingReason
+    public data object NoEndpoint : RoutingReason()
 
     /** There is no model on the device. */
-    public data object NoLocalModel : RoutingReason
+    public data object NoLocalModel : RoutingReason()
 
     /** The prompt is longer than the device should take. */
-    public data class PromptOverLimit(val promptTokens: Int, val maxLocalPromptTokens: Int) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class PromptOverLimit internal constructor(val promptTokens: Int, val maxLocalPromptTokens: Int) :
+        RoutingReason()
 
     /** The prompt leaves no room for an answer in the device's context. */
-    public data class PromptOverContext(val promptTokens: Int, val contextTokens: Int) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class PromptOverContext internal constructor(val promptTokens: Int, val contextTokens: Int) :
+        RoutingReason()
 
     /** The device would take too long to its first token. */
-    public data class TooSlow(val predicted: Duration, val maxFirstToken: Duration) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class TooSlow internal constructor(val predicted: Duration, val maxFirstToken: Duration) : RoutingReason()
 }
 
-/** Why nobody is asked. */
-public enum class RoutingRefusal {
-    /** The request may not leave the device, and the policy computes nothing there. */
-    OnDeviceOnly,
+/** Why nobody is asked. More may come: a `when` over it has an `else`. */
+public class RoutingRefusal private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** There is no model on the device, and nobody else may answer. */
-    NoLocalModel,
+    public companion object {
+        /** The request may not leave the device, and the policy computes nothing there. */
+        public val OnDeviceOnly: RoutingRefusal = RoutingRefusal("OnDeviceOnly")
 
-    /** There is no endpoint, and nobody else may answer. */
-    NoEndpoint,
+        /** There is no model on the device, and nobody else may answer. */
+        public val NoLocalModel: RoutingRefusal = RoutingRefusal("NoLocalModel")
+
+        /** There is no endpoint, and nobody else may answer. */
+        public val NoEndpoint: RoutingRefusal = RoutingRefusal("NoEndpoint")
+    }
 }
 
 /**
@@ -102,7 +116,8 @@ public enum class RoutingRefusal {
  * @property sent how often the request was sent.
  * @property took how long it took to fail.
  */
-public data class TriedBackend(
+@ConsistentCopyVisibility
+public data class TriedBackend internal constructor(
     val backend: Backend,
     val code: String,
     val message: String,
