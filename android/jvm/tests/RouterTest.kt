@@ -206,12 +206,8 @@ class RouterTest {
         )
         for (transport in transports) for ((status, failure) in statuses) {
             val server = TestServer {
-                val body = """{"error": {"message": "secret words", "code": "some_code"}}""".encodeToByteArray()
-                responseHeaders.add("Retry-After", "7")
-                responseHeaders.add("Location", "https://example.com")
-                responseHeaders.add("WWW-Authenticate", "Bearer")
-                sendResponseHeaders(status, body.size.toLong())
-                responseBody.write(body)
+                begin(status, "Retry-After: 7", "Location: https://example.com", "WWW-Authenticate: Bearer")
+                send("""{"error": {"message": "secret words", "code": "some_code"}}""")
             }
             server.use {
                 val error = fails<NiwakiException.EndpointFailed> {
