@@ -13,6 +13,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Of a failed response's body no more is read than this, and for no longer.
@@ -98,7 +99,7 @@ pub struct CloudAnswer {
 pub struct CloudFailure {
     /// Why.
     pub error: CloudError,
-    /// How often the request was sent.
+    /// How often the request was sent: not at all without a key.
     pub sent: u32,
     /// Whether text of the answer was given out before.
     pub text_given: bool,
@@ -148,14 +149,17 @@ impl CloudClient {
     ) -> Result<CloudAnswer, CloudFailure> {
         let total = Deadline::new(TimeoutPhase::Total, self.options.timeouts.total);
         let body = self.body(messages, options);
-        let mut sent = 0;
+        // An attempt that ends before the transport is asked to send anything, such as one without a key, sends nothing.
+        let sent = Arc::new(AtomicU32::new(0));
+        let mut attempts = 0;
         let mut text_given = false;
         loop {
-            sent += 1;
+            attempts += 1;
             let mut attempt = Attempt {
                 client: self,
                 cancellation,
                 total,
+                sent: &sent,
                 retry_after: None,
                 on_text: &mut |text: &str| {
                     text_given = true;
@@ -164,7 +168,7 @@ impl CloudClient {
             };
             let error = match attempt.run(body.clone()) {
                 Ok(mut answer) => {
-                    answer.sent = sent;
+                    answer.sent = sent.load(Ordering::Relaxed);
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -172,7 +176,7 @@ impl CloudClient {
             let retry_after = attempt.retry_after;
             let wait = match text_given {
                 true => None,
-                false => self.options.retry.wait(&error, retry_after, sent),
+                false => self.options.retry.wait(&error, retry_after, attempts),
             };
             let waited = match wait.filter(|wait| total.left().is_some_and(|left| *wait < left)) {
                 Some(wait) => pause(wait, cancellation),
@@ -181,7 +185,7 @@ impl CloudClient {
             if let Err(error) = waited {
                 return Err(CloudFailure {
                     error,
-                    sent,
+                    sent: sent.load(Ordering::Relaxed),
                     text_given,
                 });
             }
@@ -221,6 +225,8 @@ struct Attempt<'a> {
     client: &'a CloudClient,
     cancellation: &'a Cancellation,
     total: Deadline,
+    /// How often anything was sent.
+    sent: &'a Arc<AtomicU32>,
     /// What a failed response asked for.
     retry_after: Option<Duration>,
     on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -252,6 +258,7 @@ impl Attempt<'_> {
                     read_timeout: timeouts.longest_silence(),
                 })
             },
+            sent: self.sent.clone(),
         };
         let response = Response::to(outgoing, self.cancellation);
         let ResponseHead { status, headers } = match response.next(&first_byte)? {

@@ -5,6 +5,7 @@ use super::wait::{CANCELLATION_POLL, Deadline};
 use crate::Cancellation;
 use crate::route::transport::{Exchange, HttpRequest, ResponseHead, Transport};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -31,6 +32,8 @@ pub(super) struct Outgoing<F> {
     pub(super) max_response_bytes: usize,
     /// Makes the request. It may ask the app, which may take its time.
     pub(super) request: F,
+    /// Counts one more when the request is sent.
+    pub(super) sent: Arc<AtomicU32>,
 }
 
 /// A request under way. Dropped, its connection is closed.
@@ -130,7 +133,7 @@ impl<F: FnOnce() -> Result<HttpRequest, CloudError>> Outgoing<F> {
             Err(error) => ResponseEvent::Failed(error),
             Ok(request) => match self.transport.exchange(request) {
                 Err(error) => failed(error),
-                Ok(exchange) if state.begin(&exchange) => {
+                Ok(exchange) if state.begin(&exchange, &self.sent) => {
                     read(&*exchange, self.max_response_bytes, events).unwrap_or_else(failed)
                 }
                 // It was cancelled: nothing was sent, nobody waits.
@@ -171,12 +174,13 @@ fn read(
 }
 
 impl State {
-    /// Whether the exchange may begin: nobody has cancelled it.
-    fn begin(&self, exchange: &Arc<dyn Exchange>) -> bool {
+    /// Whether the exchange may begin, and counts it then: nobody has cancelled it.
+    fn begin(&self, exchange: &Arc<dyn Exchange>, sent: &AtomicU32) -> bool {
         let mut progress = self.progress();
         let begins = matches!(*progress, Progress::Preparing);
         if begins {
             *progress = Progress::Open(exchange.clone());
+            sent.fetch_add(1, Ordering::Relaxed);
         }
         begins
     }
