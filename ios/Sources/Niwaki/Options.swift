@@ -2,7 +2,7 @@ internal import NiwakiNative
 
 /// How to open a bundle.
 public struct OpenOptions: Sendable, Hashable {
-    /// Threads that compute; `nil` takes the number of fast cores.
+    /// Threads that compute, at most 256; `nil` takes the number of fast cores.
     public var threads: Int?
 
     /// Opening fails with ``NiwakiError/notEnoughMemory(neededBytes:limitBytes:details:)`` when the model needs more.
