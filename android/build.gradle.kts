@@ -4,3 +4,9 @@ plugins {
     alias(libs.plugins.kotlin.android) apply false
     alias(libs.plugins.kotlin.compose) apply false
 }
+
+// `gradle wrapper` writes gradle/wrapper/gradle-wrapper.properties anew, for the Gradle that runs it if nothing is said.
+tasks.wrapper {
+    gradleVersion = "8.13"
+    distributionType = Wrapper.DistributionType.BIN
+}

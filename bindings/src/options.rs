@@ -6,14 +6,37 @@ use niwaki::bundle::GenerationDefaults;
 /// How to open a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
 pub struct OpenOptions {
-    /// Threads that compute; 0 takes the number of fast cores.
+    /// Threads that compute, at most 256; 0 takes the number of fast cores.
     pub threads: u32,
     /// Opening fails when the model needs more memory than this.
     pub memory_limit_bytes: Option<u64>,
     /// Cap on the context; the model's own when absent.
     pub context_tokens: Option<u32>,
+    /// How the context's keys and values are kept; as fits the model when absent.
+    pub kv: Option<KvElement>,
     /// Compares the whole file with its hashes, which reads it once; without, only its structure.
     pub verify_weights: bool,
+}
+
+/// What a number of a context's keys and values is kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum KvElement {
+    /// 8-bit integers with scales: about half of the memory of `F16`.
+    I8,
+    /// Half precision.
+    F16,
+    /// Single precision: twice the memory of `F16`.
+    F32,
+}
+
+impl From<KvElement> for niwaki::KvElement {
+    fn from(element: KvElement) -> Self {
+        match element {
+            KvElement::I8 => niwaki::KvElement::I8,
+            KvElement::F16 => niwaki::KvElement::F16,
+            KvElement::F32 => niwaki::KvElement::F32,
+        }
+    }
 }
 
 impl From<&OpenOptions> for niwaki::OpenOptions {
@@ -27,7 +50,7 @@ impl From<&OpenOptions> for niwaki::OpenOptions {
             },
             memory_limit_bytes: options.memory_limit_bytes,
             context_tokens: options.context_tokens.map(|tokens| tokens as usize),
-            kv: None,
+            kv: options.kv.map(niwaki::KvElement::from),
             isa: None,
         }
     }

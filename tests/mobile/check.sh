@@ -7,7 +7,7 @@
 # cargo-web and rust-web-src, whose sources the standard library is built from; clang-22, lld-22 and llvm-22.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=$PWD/target/mobile
+out=$(bindings/target-folder.sh)/mobile
 largest_bytes=6000000
 
 export CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_UNSTABLE_BUILD_STD=std CARGO_TARGET_DIR=$out

@@ -406,10 +406,12 @@ fn without_its_key_nothing_is_sent() {
     }
     let script = Script::good();
     let seen = script.seen.clone();
-    let error = ask(client_with(short_options(), script, Arc::new(NoKey)))
+    let failure = ask(client_with(short_options(), script, Arc::new(NoKey)))
         .1
-        .unwrap_err()
-        .error;
-    assert_eq!(error, CloudError::KeyUnavailable);
+        .unwrap_err();
+    assert_eq!(
+        (failure.error, failure.sent),
+        (CloudError::KeyUnavailable, 0)
+    );
     assert_eq!(seen.prepared.load(Ordering::SeqCst), 0);
 }

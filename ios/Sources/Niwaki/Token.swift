@@ -62,19 +62,26 @@ public struct Finish: Sendable, Hashable {
     }
 }
 
-/// Why a generation ended.
-public enum FinishReason: Sendable, Hashable {
+/// Why a generation ended. More may come: a `switch` over it has a `default`.
+public struct FinishReason: Sendable, Hashable, CustomStringConvertible {
+    /// Its name.
+    public let description: String
+
     /// As many tokens as were asked for.
-    case maxTokens
+    public static let maxTokens = FinishReason(description: "maxTokens")
 
     /// The model ended its text.
-    case endOfText
+    public static let endOfText = FinishReason(description: "endOfText")
 
     /// One of the stop strings came.
-    case stopString
+    public static let stopString = FinishReason(description: "stopString")
 
     /// The context is full.
-    case contextFull
+    public static let contextFull = FinishReason(description: "contextFull")
+
+    private init(description: String) {
+        self.description = description
+    }
 
     /// No token was allowed to follow.
     case nothingAllowed

@@ -76,6 +76,8 @@ enum Carried<E> {
 #[derive(Default)]
 struct State {
     cancelled: AtomicBool,
+    /// The transport was asked to send.
+    sent: AtomicBool,
     progress: Mutex<Progress>,
 }
 
@@ -158,6 +160,11 @@ impl<E: Send + 'static> Response<E> {
         }
     }
 
+    /// Whether the transport was asked to send the request. One that could not be made was not.
+    pub fn was_sent(&self) -> bool {
+        self.state.sent.load(Ordering::Relaxed)
+    }
+
     /// What cancels it, from any thread: whoever waits for the response is told at once.
     pub fn canceller(&self) -> impl Fn() + Send + Sync + use<E> {
         let (state, wake) = (self.state.clone(), self.wake.clone());
@@ -225,6 +232,7 @@ impl State {
         let begins = matches!(*progress, Progress::Preparing);
         if begins {
             *progress = Progress::Open(exchange.clone());
+            self.sent.store(true, Ordering::Relaxed);
         }
         begins
     }

@@ -91,7 +91,8 @@ pub struct Tried {
     pub backend: Backend,
     /// Why it did not answer.
     pub failure: BackendFailure,
-    /// How often the request was sent: more than once only to an endpoint.
+    /// How often the request was sent: more than once only to an endpoint, never when it failed before that, as without a
+    /// key.
     pub sent: u32,
     /// How long it took to fail.
     pub took_ms: u64,

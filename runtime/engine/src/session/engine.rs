@@ -4,7 +4,7 @@ use super::error::SessionError;
 use super::isa;
 use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
 use super::session::Session;
-use super::threads::default_threads;
+use super::threads::{MAX_THREADS, default_threads};
 use super::workspaces::Workspaces;
 use crate::kv::KvCache;
 use crate::model::{Model, ModelError, Workspace};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// How to open a bundle.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// Threads that compute, the calling one included; 0 takes the number of fast cores.
+    /// Threads that compute, the calling one included, at most 256; 0 takes the number of fast cores.
     pub threads: usize,
     /// How much of the file is compared with its hashes.
     pub verify: Verify,
@@ -75,6 +75,16 @@ pub enum OpenError {
     /// The kernels refused the instruction set.
     #[error("the kernels cannot run here")]
     Kernels(#[from] UnsupportedIsa),
+    /// More threads than are started.
+    #[error(
+        "{threads} threads are too many: ask for at most {most}, or for none to take the fast cores"
+    )]
+    TooManyThreads {
+        /// What was asked for.
+        threads: usize,
+        /// Most that can be asked for.
+        most: usize,
+    },
     /// A context without room for a token.
     #[error("a context of 0 tokens holds nothing; ask for at least 1")]
     NoContext,
@@ -343,10 +353,15 @@ impl Settings {
         } else {
             KvElement::F16
         });
-        let threads = if options.threads == 0 {
-            default_threads()
-        } else {
-            options.threads
+        let threads = match options.threads {
+            0 => default_threads(),
+            threads if threads > MAX_THREADS => {
+                return Err(OpenError::TooManyThreads {
+                    threads,
+                    most: MAX_THREADS,
+                });
+            }
+            threads => threads,
         };
         Ok(Settings {
             threads,

@@ -9,6 +9,7 @@ use niwaki_http::{HttpHeader, HttpRequest, Method, Part, Response, ResponseError
 use niwaki_openai::{
     Chunk, CompletionRequest, ErrorBody, Event, EventDecoder, StreamOptions, Usage, is_event_stream,
 };
+use std::cell::Cell;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -98,7 +99,7 @@ pub struct CloudAnswer {
 pub struct CloudFailure {
     /// Why.
     pub error: CloudError,
-    /// How often the request was sent.
+    /// How often the request was sent: not at all without a key.
     pub sent: u32,
     /// Whether text of the answer was given out before.
     pub text_given: bool,
@@ -148,14 +149,17 @@ impl CloudClient {
     ) -> Result<CloudAnswer, CloudFailure> {
         let total = Deadline::new(TimeoutPhase::Total, self.options.timeouts.total);
         let body = self.body(messages, options);
-        let mut sent = 0;
+        // An attempt that ends before the transport is asked to send anything, such as one without a key, sends nothing.
+        let sent = Cell::new(0);
+        let mut attempts = 0;
         let mut text_given = false;
         loop {
-            sent += 1;
+            attempts += 1;
             let mut attempt = Attempt {
                 client: self,
                 cancellation,
                 total,
+                sent: &sent,
                 retry_after: None,
                 on_text: &mut |text: &str| {
                     text_given = true;
@@ -164,7 +168,7 @@ impl CloudClient {
             };
             let error = match attempt.run(body.clone()) {
                 Ok(mut answer) => {
-                    answer.sent = sent;
+                    answer.sent = sent.get();
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -172,7 +176,7 @@ impl CloudClient {
             let retry_after = attempt.retry_after;
             let wait = match text_given {
                 true => None,
-                false => self.options.retry.wait(&error, retry_after, sent),
+                false => self.options.retry.wait(&error, retry_after, attempts),
             };
             let waited = match wait.filter(|wait| total.left().is_some_and(|left| *wait < left)) {
                 Some(wait) => pause(wait, cancellation),
@@ -181,7 +185,7 @@ impl CloudClient {
             if let Err(error) = waited {
                 return Err(CloudFailure {
                     error,
-                    sent,
+                    sent: sent.get(),
                     text_given,
                 });
             }
@@ -220,6 +224,8 @@ struct Attempt<'a> {
     client: &'a CloudClient,
     cancellation: &'a Cancellation,
     total: Deadline,
+    /// How often anything was sent.
+    sent: &'a Cell<u32>,
     /// What a failed response asked for.
     retry_after: Option<Duration>,
     on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -250,7 +256,18 @@ impl Attempt<'_> {
         let max_bytes = self.client.options.max_response_bytes as u64;
         let response = Response::to(self.client.transport.clone(), max_bytes, make);
         let _closes = self.cancellation.on_cancel(response.canceller());
-        let head = match self.next(&response, &first_byte)? {
+        let answer = self.read(&response, &first_byte);
+        self.sent
+            .set(self.sent.get() + u32::from(response.was_sent()));
+        answer
+    }
+
+    fn read(
+        &mut self,
+        response: &Response<CloudError>,
+        first_byte: &Deadline,
+    ) -> Result<CloudAnswer, CloudError> {
+        let head = match self.next(response, first_byte)? {
             Part::Head(head) => head,
             part => return Err(broken(part)),
         };
@@ -260,12 +277,12 @@ impl Attempt<'_> {
             if !is_event_stream(content_type) {
                 return Err(CloudError::Protocol(ProtocolProblem::NotEventStream));
             }
-            return self.read_answer(&response);
+            return self.read_answer(response);
         }
         self.retry_after = head
             .header("retry-after")
             .and_then(|value| retry_after(value, SystemTime::now()));
-        let code = self.read_error_code(&response)?;
+        let code = self.read_error_code(response)?;
         Err(self.refusal(status, code))
     }
 

@@ -35,20 +35,20 @@ impl RetryPolicy {
         max_wait: Duration::ZERO,
     };
 
-    /// How long to wait before the next attempt, after `sent` of them; `None`: give up.
+    /// How long to wait before the next attempt, after `attempts` of them; `None`: give up.
     pub(super) fn wait(
         &self,
         error: &CloudError,
         retry_after: Option<Duration>,
-        sent: u32,
+        attempts: u32,
     ) -> Option<Duration> {
-        if !error.may_pass() || sent > self.max_retries {
+        if !error.may_pass() || attempts > self.max_retries {
             return None;
         }
         if let Some(wait) = retry_after {
             return (wait <= self.max_wait).then_some(wait);
         }
-        let doublings = sent.saturating_sub(1).min(16);
+        let doublings = attempts.saturating_sub(1).min(16);
         let longest = self
             .backoff
             .saturating_mul(1 << doublings)

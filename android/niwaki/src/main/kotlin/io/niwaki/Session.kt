@@ -26,7 +26,7 @@ public class Session internal constructor(private val native: NativeSession) : C
      * @throws NiwakiException from the flow.
      */
     public fun generate(text: String, options: GenerateOptions = GenerateOptions()): Flow<Token> =
-        lifetime.tokens { native.generate(text, options.toNative()) }
+        lifetime.tokens { native.generate(text.wellFormed(), options.toNative()) }
 
     /**
      * Tokens in the context.

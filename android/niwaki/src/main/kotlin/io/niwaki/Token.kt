@@ -45,25 +45,32 @@ public class Finish internal constructor(
         "Finish(reason=$reason, promptTokens=$promptTokens, reusedTokens=$reusedTokens, newTokens=$newTokens)"
 }
 
-/** Why a generation ended. One that was cancelled or failed ends its flow with an exception instead. */
-public enum class FinishReason {
-    /** As many tokens as were asked for. */
-    MaxTokens,
+/**
+ * Why a generation ended. One that was cancelled or failed ends its flow with an exception instead. More may come: a `when`
+ * over it has an `else`.
+ */
+public class FinishReason private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** The model ended its text. */
-    EndOfText,
+    public companion object {
+        /** As many tokens as were asked for. */
+        public val MaxTokens: FinishReason = FinishReason("MaxTokens")
 
-    /** One of the stop strings came. */
-    StopString,
+        /** The model ended its text. */
+        public val EndOfText: FinishReason = FinishReason("EndOfText")
 
-    /** The context is full. */
-    ContextFull,
+        /** One of the stop strings came. */
+        public val StopString: FinishReason = FinishReason("StopString")
 
-    /** No token was allowed to follow. */
-    NothingAllowed,
+        /** The context is full. */
+        public val ContextFull: FinishReason = FinishReason("ContextFull")
 
-    /** A filter ended the text. */
-    Filtered,
+        /** No token was allowed to follow. */
+        public val NothingAllowed: FinishReason = FinishReason("NothingAllowed")
+
+        /** A filter ended the text. */
+        public val Filtered: FinishReason = FinishReason("Filtered")
+    }
 }
 
 internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
