@@ -5,6 +5,7 @@ Environment:
   NIWAKI_BENCH_PROGRAMS  a folder with `niwaki` and `decode` built already
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -51,16 +52,23 @@ def python():
     return venv / "bin" / "python"
 
 
+def benchmark(name, *arguments, cargo="cargo", **options):
+    """A program of a folder `benches`: cargo says where it puts it."""
+    command = [cargo, "build", "--bench", name, "--message-format=json-render-diagnostics", *map(str, arguments)]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, cwd=ROOT, check=True, **options)
+    messages = (json.loads(line) for line in done.stdout.splitlines())
+    programs = [message["executable"] for message in messages if message.get("executable")]
+    return pathlib.Path(programs[-1])
+
+
 def niwaki_programs():
-    """The `niwaki` command and the `decode` example."""
+    """The `niwaki` command and the benchmark `decode`."""
     given = os.environ.get("NIWAKI_BENCH_PROGRAMS")
     if given:
         return pathlib.Path(given) / "niwaki", pathlib.Path(given) / "decode"
     say("building niwaki")
     run("cargo", "build", "--release", cwd=ROOT)
-    run("cargo", "build", "--release", "-p", "niwaki", "--example", "decode", cwd=ROOT)
-    release = ROOT / "target" / "release"
-    return release / "niwaki", release / "examples" / "decode"
+    return ROOT / "target" / "release" / "niwaki", benchmark("decode", "--release", "--workspace")
 
 
 def llama_cpp_program():

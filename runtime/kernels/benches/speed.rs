@@ -1,6 +1,6 @@
 //! Speed of each kernel on each instruction set of this CPU, one thread, relative to scalar code.
 //!
-//! `cargo run --release -p niwaki-kernels --example speed`
+//! `cargo bench --workspace --bench speed`
 //!
 //! With three arguments, the name of a kernel, that of an ISA and a number, it makes that many calls and
 //! measures nothing: for counting instructions from outside.
@@ -193,7 +193,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             }),
         });
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds `--bench`.
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let arguments: Vec<String> = arguments.collect();
     if let [name, isa, calls] = &arguments[..] {
         let isa = Isa::from_name(isa).ok_or("no such ISA")?;
         let kernels = Kernels::new(isa, Arc::new(ThreadPool::new(1)))?;

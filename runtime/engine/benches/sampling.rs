@@ -1,6 +1,6 @@
 //! What choosing a token costs beside computing its logits.
 //!
-//! `cargo run --release -p niwaki --example sampling`
+//! `cargo bench --workspace --bench sampling`
 //!
 //! Prints microseconds per token for vocabularies of small models, with made-up logits: a few stand out.
 

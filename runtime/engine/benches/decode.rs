@@ -1,6 +1,6 @@
 //! Feeds a prompt of made-up tokens and decodes greedily: the smallest program that costs what a model costs.
 //!
-//! `cargo run --release -p niwaki --example decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS [KV]]]`
+//! `cargo bench --workspace --bench decode -- MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPEATS [KV]]]`
 //!
 //! Without REPEATS it runs once, cold, and prints "first token" as soon as it has one: for instruction counts (two
 //! runs that differ only in one of the numbers give the cost of one token), memory and the time from process start.
@@ -19,7 +19,10 @@ const USAGE: &str = "decode MODEL.niwaki PROMPT_TOKENS NEW_TOKENS [THREADS [REPE
 const WARM_UP_TOKENS: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
+    // Cargo adds `--bench`.
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench");
     let model = arguments.next().ok_or(USAGE)?;
     let mut number = || arguments.next().map(|number| number.parse::<usize>());
     let prompt_tokens = number().ok_or(USAGE)??;
