@@ -14,6 +14,7 @@ const LOGITS_TARGET_BYTES: usize = 64 << 20;
 
 /// Whose next-token logits an append returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogitsFor {
     /// One row, of the last token.
     LastToken,
