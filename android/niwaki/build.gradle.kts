@@ -5,7 +5,6 @@ plugins {
 }
 
 group = "io.niwaki"
-version = "0.1.0"
 
 // Both scripts need Rust; build-native also an NDK (README.md).
 val repository: Directory = layout.settingsDirectory.dir("..")

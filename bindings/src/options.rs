@@ -41,18 +41,15 @@ impl From<KvElement> for niwaki::KvElement {
 
 impl From<&OpenOptions> for niwaki::OpenOptions {
     fn from(options: &OpenOptions) -> Self {
-        niwaki::OpenOptions {
-            threads: options.threads as usize,
-            verify: if options.verify_weights {
-                Verify::Full
-            } else {
-                Verify::Structure
-            },
-            memory_limit_bytes: options.memory_limit_bytes,
-            context_tokens: options.context_tokens.map(|tokens| tokens as usize),
-            kv: options.kv.map(niwaki::KvElement::from),
-            isa: None,
-        }
+        niwaki::OpenOptions::default()
+            .with_threads(options.threads as usize)
+            .with_verify(match options.verify_weights {
+                true => Verify::Full,
+                false => Verify::Structure,
+            })
+            .with_memory_limit_bytes(options.memory_limit_bytes)
+            .with_context_tokens(options.context_tokens.map(|tokens| tokens as usize))
+            .with_kv(options.kv.map(niwaki::KvElement::from))
     }
 }
 

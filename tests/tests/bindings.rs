@@ -193,6 +193,51 @@ fn a_conversation_keeps_its_turns() {
     assert_eq!(messages[2].content, texts.concat());
 }
 
+/// Names of the fields of a struct.
+fn fields(debugged: &impl std::fmt::Debug) -> Vec<String> {
+    let text = format!("{debugged:#?}");
+    let names = text.lines().filter_map(|line| {
+        let field = line.strip_prefix("    ")?;
+        let (name, _) = field.split_once(": ")?;
+        (!name.starts_with(' ')).then(|| name.to_owned())
+    });
+    names.collect()
+}
+
+#[test]
+fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
+    let generate = generate_options(1);
+    let sampling = generate.sampling.unwrap();
+    for (engine, apps, left_out) in [
+        (
+            fields(&niwaki::OpenOptions::default()),
+            fields(&open_options()),
+            // Apps choose whether the weights are compared, and never the instruction set.
+            &["verify", "isa"][..],
+        ),
+        (
+            fields(&niwaki::GenerateOptions::default()),
+            fields(&generate),
+            // Apps have no tokens, only text.
+            &["stop_tokens"],
+        ),
+        (
+            fields(&niwaki::Sampling::default()),
+            fields(&sampling),
+            // Beside it: it also holds where the model's own defaults choose.
+            &["seed"],
+        ),
+    ] {
+        assert!(engine.len() > left_out.len(), "{engine:?}");
+        for option in &engine {
+            assert!(
+                apps.contains(option) != left_out.contains(&option.as_str()),
+                "{option}: of the engine {engine:?}, of apps {apps:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn keys_and_values_are_kept_as_asked_for() {
     let folder = tempfile::tempdir().unwrap();

@@ -39,11 +39,7 @@ static BUNDLES: LazyLock<Bundles> = LazyLock::new(|| {
 fn open(bundle: &Path, isa: Isa, threads: usize) -> Engine {
     Engine::open(
         bundle,
-        &OpenOptions {
-            isa: Some(isa),
-            threads,
-            ..OpenOptions::default()
-        },
+        &OpenOptions::default().with_isa(isa).with_threads(threads),
     )
     .unwrap()
 }

@@ -34,13 +34,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => None,
     };
 
-    let options = OpenOptions {
-        threads,
-        context_tokens: Some(prompt_tokens + new_tokens),
-        verify: Verify::Structure,
-        kv,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default()
+        .with_threads(threads)
+        .with_context_tokens(prompt_tokens + new_tokens)
+        .with_verify(Verify::Structure)
+        .with_kv(kv);
     let engine = Engine::open(model, &options)?;
     let vocabulary = engine.token_ids() as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32)

@@ -65,15 +65,10 @@ fn a_batch_of_four_sequences_gives_the_bits_of_four_runs_alone() {
                 window,
                 ..Decoder::TINY
             };
-            let options = OpenOptions::default();
-            let engine = engine(
-                &decoder,
-                &OpenOptions {
-                    threads,
-                    kv: Some(KvElement::F16),
-                    ..options
-                },
-            );
+            let options = OpenOptions::default()
+                .with_threads(threads)
+                .with_kv(KvElement::F16);
+            let engine = engine(&decoder, &options);
             // Together more than one run takes, so that sequences are cut.
             let prompts = [tokens(1, 200), tokens(2, 1), tokens(3, 65), tokens(4, 129)];
             for logits_for in [

@@ -42,10 +42,7 @@ impl Model {
 }
 
 fn threads(threads: usize) -> OpenOptions {
-    OpenOptions {
-        threads,
-        ..OpenOptions::default()
-    }
+    OpenOptions::default().with_threads(threads)
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -143,10 +140,7 @@ fn every_instruction_set_of_this_cpu_gives_the_same_bits() {
         });
         let tokens = Random(5).tokens(80, 50);
         let run = |isa| {
-            let options = OpenOptions {
-                isa: Some(isa),
-                ..OpenOptions::default()
-            };
+            let options = OpenOptions::default().with_isa(isa);
             let engine = model.open(&options);
             assert_eq!(engine.isa(), isa);
             feed(&mut engine.session().unwrap(), &tokens, &[77, 1])
@@ -273,10 +267,7 @@ fn sessions_of_one_engine_do_not_meet() {
 #[test]
 fn impossible_tokens_are_refused_and_change_nothing() {
     let model = Model::new(&Decoder::TINY);
-    let mut session = model.session(&OpenOptions {
-        context_tokens: Some(10),
-        ..threads(1)
-    });
+    let mut session = model.session(&threads(1).with_context_tokens(10));
     assert!(matches!(
         session.append(&[], LogitsFor::LastToken),
         Err(SessionError::NoTokens)
@@ -312,11 +303,7 @@ fn keys_and_values_are_f32_only_when_all_weights_are_or_on_request() {
     let int4 = Model::new(&Decoder::TINY);
     assert_eq!(int4.open(&threads(1)).kv_element(), KvElement::F16);
     assert_eq!(
-        int4.open(&OpenOptions {
-            kv: Some(KvElement::F32),
-            ..threads(1)
-        })
-        .kv_element(),
+        int4.open(&threads(1).with_kv(KvElement::F32)).kv_element(),
         KvElement::F32
     );
     let float = Model::new(&Decoder {
@@ -336,27 +323,12 @@ fn a_memory_limit_below_the_plan_fails_with_the_plan() {
         std::fs::metadata(model.path()).unwrap().len()
     );
     let needed = plan.anonymous_bytes();
-    let open = |limit| {
-        Engine::open(
-            model.path(),
-            &OpenOptions {
-                memory_limit_bytes: Some(limit),
-                ..threads(1)
-            },
-        )
-    };
+    let open = |limit| Engine::open(model.path(), &threads(1).with_memory_limit_bytes(limit));
     assert!(open(needed).is_ok());
     let error = open(needed - 1).unwrap_err();
     assert!(matches!(&error, OpenError::MemoryLimit { plan: found, .. } if **found == plan));
     assert!(error.to_string().contains("keys and values"), "{error}");
-    let shorter = Engine::plan(
-        model.path(),
-        &OpenOptions {
-            context_tokens: Some(64),
-            ..threads(1)
-        },
-    )
-    .unwrap();
+    let shorter = Engine::plan(model.path(), &threads(1).with_context_tokens(64)).unwrap();
     assert!(shorter.anonymous_bytes() < needed);
 }
 
@@ -431,10 +403,7 @@ fn generation_ends_at_stop_tokens_and_at_the_end_of_the_context() {
         (&stopped[..], reason),
         (&free[..until], Some(FinishReason::StopToken))
     );
-    let short = OpenOptions {
-        context_tokens: Some(5),
-        ..threads(1)
-    };
+    let short = threads(1).with_context_tokens(5);
     let (ids, reason) = generate(&mut model.session(&short), &options);
     // The last token needs no place of its own.
     assert_eq!(

@@ -194,7 +194,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
     }
     // Cargo adds `--bench`.
-    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench");
     let arguments: Vec<String> = arguments.collect();
     if let [name, isa, calls] = &arguments[..] {
         let isa = Isa::from_name(isa).ok_or("no such ISA")?;

@@ -19,7 +19,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How to open a bundle.
+///
+/// ```
+/// use niwaki::{KvElement, OpenOptions};
+///
+/// let options = OpenOptions::default().with_threads(4).with_context_tokens(2048).with_kv(KvElement::I8);
+/// assert_eq!(options.memory_limit_bytes, None);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Threads that compute, the calling one included, at most 256; 0 takes the number of fast cores.
     pub threads: usize,
@@ -33,6 +41,44 @@ pub struct OpenOptions {
     pub kv: Option<KvElement>,
     /// Instruction set of the kernels; when absent the environment variable `NIWAKI_ISA`, else the best.
     pub isa: Option<Isa>,
+}
+
+impl OpenOptions {
+    /// Sets [`threads`](Self::threads).
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets [`verify`](Self::verify).
+    pub fn with_verify(mut self, verify: Verify) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Sets [`memory_limit_bytes`](Self::memory_limit_bytes).
+    pub fn with_memory_limit_bytes(mut self, limit_bytes: impl Into<Option<u64>>) -> Self {
+        self.memory_limit_bytes = limit_bytes.into();
+        self
+    }
+
+    /// Sets [`context_tokens`](Self::context_tokens).
+    pub fn with_context_tokens(mut self, context_tokens: impl Into<Option<usize>>) -> Self {
+        self.context_tokens = context_tokens.into();
+        self
+    }
+
+    /// Sets [`kv`](Self::kv).
+    pub fn with_kv(mut self, kv: impl Into<Option<KvElement>>) -> Self {
+        self.kv = kv.into();
+        self
+    }
+
+    /// Sets [`isa`](Self::isa).
+    pub fn with_isa(mut self, isa: impl Into<Option<Isa>>) -> Self {
+        self.isa = isa.into();
+        self
+    }
 }
 
 /// Why a bundle could not be opened as an engine.

@@ -38,11 +38,9 @@ impl Model {
     }
 
     pub fn open(&self, context_tokens: Option<usize>) -> Engine {
-        let options = OpenOptions {
-            threads: 1,
-            context_tokens,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions::default()
+            .with_threads(1)
+            .with_context_tokens(context_tokens);
         Engine::open(Model::path(self.folder.path()), &options).unwrap()
     }
 }

@@ -26,7 +26,8 @@ use std::process::ExitCode;
 
 /// What stands below the help of the command.
 fn exit_codes_and_environment() -> String {
-    let kernels = Isa::ALL.map(Isa::name).join(", ");
+    let kernels = Isa::ALL.iter().map(|isa| isa.name());
+    let kernels = kernels.collect::<Vec<_>>().join(", ");
     format!(
         "\
 Exit codes:
