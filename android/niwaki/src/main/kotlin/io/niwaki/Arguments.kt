@@ -17,8 +17,10 @@ internal fun Duration.milliseconds(name: String): ULong {
 }
 
 /** With U+FFFD for every half of a pair of surrogates that stands alone, such as one of an emoji that was cut in two. */
-internal fun String.wellFormed(): String =
-    if (indices.none(::isLoneSurrogate)) this else String(CharArray(length) { if (isLoneSurrogate(it)) '\uFFFD' else this[it] })
+internal fun String.wellFormed(): String {
+    if (indices.none(::isLoneSurrogate)) return this
+    return String(CharArray(length) { if (isLoneSurrogate(it)) '\uFFFD' else this[it] })
+}
 
 private fun String.isLoneSurrogate(index: Int): Boolean = when {
     this[index].isHighSurrogate() -> getOrNull(index + 1)?.isLowSurrogate() != true

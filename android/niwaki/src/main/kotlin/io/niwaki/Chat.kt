@@ -85,8 +85,8 @@ internal fun NativeRole.toRole(): Role = when (this) {
 }
 
 /**
- * One message of a [Chat]. It is not printed with its text: what users write does not belong into logs. Half a surrogate pair
- * in it, such as an emoji that was cut in two, comes to the model as U+FFFD.
+ * One message of a [Chat]. It is not printed with its text: what users write does not belong into logs. Half a surrogate
+ * pair in it, such as an emoji that was cut in two, comes to the model as U+FFFD.
  */
 public class Message(public val role: Role, public val content: String) {
     internal constructor(native: NativeMessage) : this(native.role.toRole(), native.content)
