@@ -93,6 +93,70 @@ fn the_version_stands_in_one_place_and_examples_of_it_are_not_stale() {
     }
 }
 
+/// Rooms that the documentation speaks of and that are not there yet.
+const TO_COME: [&str; 4] = [
+    "runtime/guard",
+    "runtime/retrieve",
+    "runtime/store",
+    "tools/cli/src/serve",
+];
+
+#[test]
+fn documents_name_files_that_exist() {
+    let roots = [
+        "runtime/",
+        "tools/",
+        "bindings/",
+        "android/",
+        "ios/",
+        "tests/",
+        "docs/",
+        ".ci/",
+    ];
+    let mut documents = vec![
+        "README.md".to_owned(),
+        "CONTRIBUTING.md".into(),
+        "SECURITY.md".into(),
+        "RELEASE.md".into(),
+    ];
+    for entry in std::fs::read_dir(workspace().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            documents.push(format!("docs/{name}"));
+        }
+    }
+    assert!(documents.len() > 10, "{documents:?}");
+    let mut named = 0;
+    for document in documents {
+        let text = read(workspace().join(&document));
+        // Without what stands in fences: commands and drawings.
+        let prose = text.split("```").step_by(2);
+        let code = prose.flat_map(|prose| prose.split('`').skip(1).step_by(2));
+        for word in code.flat_map(str::split_whitespace) {
+            let path = word.trim_end_matches(['/', '.', ',']);
+            let is_path = roots.iter().any(|root| path.starts_with(root))
+                && path
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+            if !is_path || TO_COME.contains(&path) {
+                continue;
+            }
+            named += 1;
+            assert!(
+                workspace().join(path).exists(),
+                "{document} names {path}, which is not there"
+            );
+        }
+    }
+    assert!(named > 50, "{named} paths");
+    for room in TO_COME {
+        assert!(
+            !workspace().join(room).exists(),
+            "{room} is there: take it off the list"
+        );
+    }
+}
+
 #[test]
 fn sources_stay_small() {
     for path in sources(&["runtime", "bindings", "tools", "tests"]) {

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from shape import Shape
+from vocabulary import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent.resolve()
 ROOT = HERE.parents[1]
@@ -92,7 +93,8 @@ class Models:
         self.shape = Shape.load(shape_file)
         self.folder = TARGET / self.shape.name
         stamp = self.folder / "shape"
-        text = shape_file.read_text()
+        # What else the models hold, so that those without it are made anew.
+        text = f"{shape_file.read_text()}\nwith a vocabulary\n"
         if stamp.is_file() and stamp.read_text() != text:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +131,7 @@ class Models:
                 run(python(), HERE / "fill_weights.py", self.file, graph, out)
             else:
                 self._script("write_export.py", out, kind)
+            write_tokenizer(self.shape, out)
 
         return self._make(kind, make)
 
