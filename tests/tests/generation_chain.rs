@@ -11,7 +11,7 @@ use niwaki::{
     Cancellation, Candidates, ChatRequest, Engine, FilteredText, FinishReason, GenerateOptions,
     Message, SamplingStep, Stage, TextFilter,
 };
-use niwaki_route::{LocalChat, Policy, RouteRequest, Router};
+use niwaki_route::{LocalModel, Policy, Prompt, RouteRequest, Router};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -89,10 +89,11 @@ fn steps_of_an_app_work_in_every_kind_of_generation() {
 }
 
 fn route(engine: &Engine, chat: ChatRequest) -> (String, FinishReason) {
-    let local = LocalChat::new(engine).unwrap();
-    let router = Router::new(Policy::default()).with_local(Arc::new(local));
+    let local = LocalModel::new(engine).unwrap();
+    let router = Router::new(Policy::default()).with_backend(Arc::new(local));
     let request = RouteRequest {
-        chat,
+        prompt: Prompt::Chat(chat.messages),
+        options: chat.options,
         on_device_only: false,
     };
     let mut text = String::new();

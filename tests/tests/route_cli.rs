@@ -83,7 +83,8 @@ fn the_decision_is_in_the_json() {
     assert_eq!(stderr, "");
     assert_eq!(outcome["text"], "from afar");
     let decision = &outcome["decision"];
-    assert_eq!(decision["answered_by"], "cloud");
+    assert_eq!(decision["answered_by"]["kind"], "cloud");
+    assert_eq!(decision["answered_by"]["name"], "endpoint");
     assert_eq!(decision["reason"]["kind"], "prompt_over_limit");
     assert_eq!(decision["prompt_tokens"], outcome["prompt_tokens"]);
     assert!(!decision.to_string().contains("king"));

@@ -13,7 +13,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A model that was trained for chats talks through a [`Chat`]; [`TokenStream`] runs either on a thread of its own.
+//! A model that was trained for chats talks through a [`Chat`]; [`TokenStream`] runs either on a thread of its own,
+//! [`Stream`] any other work that hands on what it makes piece by piece.
 //!
 //! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
 //! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
@@ -22,6 +23,7 @@ mod generate;
 mod kv;
 mod model;
 mod session;
+mod stream;
 mod text;
 
 pub use generate::{
@@ -36,6 +38,7 @@ pub use session::{
     Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel,
     OpenError, OpenOptions, Outputs, Session, SessionCheckpoint, SessionError, Step,
 };
+pub use stream::{Feed, Panicked, Stream};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 
 pub use niwaki_bundle::{self as bundle, Verify, graph};

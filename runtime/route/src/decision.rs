@@ -1,22 +1,18 @@
 //! The record of a decision: who answered, why, and what was tried before. It holds numbers and names, never
 //! text of users.
 
-use super::cloud::CloudError;
-use super::policy::RoutingMode;
-use niwaki::GenerateError;
-use serde::ser::SerializeStruct;
-use serde::{Serialize, Serializer};
-use std::fmt;
-use std::sync::Arc;
+use crate::backend::{BackendFailure, BackendKind};
+use crate::policy::RoutingMode;
+use crate::request::PromptKind;
+use serde::Serialize;
 
-/// Who can answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backend {
-    /// The model on the device.
-    Local,
-    /// The endpoint.
-    Cloud,
+/// A backend in a record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct BackendId {
+    /// The name it has in the app.
+    pub name: String,
+    /// Whether it leaves the device.
+    pub kind: BackendKind,
 }
 
 /// Why a backend is asked first.
@@ -36,7 +32,7 @@ pub enum Reason {
     PromptOverLimit {
         /// Tokens of the prompt.
         prompt_tokens: usize,
-        /// [`Policy::max_local_prompt_tokens`](super::Policy::max_local_prompt_tokens).
+        /// [`Policy::max_local_prompt_tokens`](crate::Policy::max_local_prompt_tokens).
         max_local_prompt_tokens: usize,
     },
     /// The prompt leaves no room for an answer in the device's context.
@@ -50,8 +46,15 @@ pub enum Reason {
     TooSlow {
         /// How long it is expected to take.
         predicted_ms: u64,
-        /// [`Policy::max_first_token_ms`](super::Policy::max_first_token_ms).
+        /// [`Policy::max_first_token_ms`](crate::Policy::max_first_token_ms).
         max_first_token_ms: u64,
+    },
+    /// Who is wanted takes no such prompt.
+    NotTaken {
+        /// Who.
+        by: BackendKind,
+        /// What.
+        prompt: PromptKind,
     },
 }
 
@@ -82,13 +85,38 @@ pub enum Refusal {
         /// Whether an endpoint might have answered.
         may_leave: bool,
     },
+    /// Who may answer takes no such prompt.
+    #[error("{}", not_taken(*.by, *.prompt))]
+    NotTaken {
+        /// Who.
+        by: BackendKind,
+        /// What.
+        prompt: PromptKind,
+    },
+}
+
+fn not_taken(by: BackendKind, prompt: PromptKind) -> &'static str {
+    match (by, prompt) {
+        (BackendKind::Cloud, PromptKind::Plain) => {
+            "this prompt cannot go to the endpoint: it is a text to continue, and the endpoint answers chats"
+        }
+        (BackendKind::Cloud, PromptKind::Chat) => {
+            "this conversation cannot go to the endpoint, which only continues texts"
+        }
+        (BackendKind::Local, PromptKind::Chat) => {
+            "the model on the device has no chat template: it continues texts, and answers no conversations"
+        }
+        (BackendKind::Local, PromptKind::Plain) => {
+            "the model on the device answers conversations only, and this is a text to continue"
+        }
+    }
 }
 
 /// A backend that was asked and did not answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tried {
     /// Which.
-    pub backend: Backend,
+    pub backend: BackendId,
     /// Why it did not answer.
     pub failure: BackendFailure,
     /// How often the request was sent: more than once only to an endpoint, never when it failed before that, as without a
@@ -98,20 +126,11 @@ pub struct Tried {
     pub took_ms: u64,
 }
 
-/// Why a backend did not answer.
-#[derive(Clone, Debug)]
-pub enum BackendFailure {
-    /// The device's model failed.
-    Local(Arc<GenerateError>),
-    /// The endpoint failed.
-    Cloud(CloudError),
-}
-
 /// How a request was answered. Every answer and every error has one.
 #[derive(Clone, Debug, Serialize)]
 pub struct Decision {
     /// Who answered, or began to; `None` when nobody did.
-    pub answered_by: Option<Backend>,
+    pub answered_by: Option<BackendId>,
     /// Why the backend that was asked first was; `None` when none was asked.
     pub reason: Option<Reason>,
     /// What was asked before, and why it did not answer.
@@ -120,60 +139,14 @@ pub struct Decision {
     pub mode: RoutingMode,
     /// Whether the request had to stay on the device.
     pub on_device_only: bool,
-    /// Tokens of the prompt, by the device's model.
+    /// Tokens of the prompt, by the first model on the device.
     pub prompt_tokens: Option<usize>,
-    /// Tokens that the device's context holds.
+    /// Tokens that its context holds.
     pub context_tokens: Option<usize>,
     /// The policy's limit.
     pub max_local_prompt_tokens: Option<usize>,
-    /// How long the device was expected to take to its first token.
+    /// How long it was expected to take to its first token.
     pub predicted_first_token_ms: Option<u64>,
     /// How long the answer took to its first text, everything tried before included.
     pub first_text_ms: Option<u64>,
-}
-
-impl BackendFailure {
-    /// A name for it that stays the same over versions.
-    pub fn code(&self) -> &'static str {
-        match self {
-            BackendFailure::Local(error) => match **error {
-                GenerateError::DoesNotFit { .. } => "does_not_fit",
-                GenerateError::Sampling(_) => "sampling",
-                GenerateError::Text(_) => "text",
-                GenerateError::Template(_) => "template",
-                GenerateError::Session(_) => "session",
-                GenerateError::Thread(_) => "thread",
-                // There are no others yet.
-                _ => "generation",
-            },
-            BackendFailure::Cloud(error) => error.code(),
-        }
-    }
-}
-
-impl fmt::Display for BackendFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BackendFailure::Local(error) => error.fmt(f),
-            BackendFailure::Cloud(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for BackendFailure {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            BackendFailure::Local(error) => std::error::Error::source(&**error),
-            BackendFailure::Cloud(error) => std::error::Error::source(error),
-        }
-    }
-}
-
-impl Serialize for BackendFailure {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("BackendFailure", 2)?;
-        fields.serialize_field("code", self.code())?;
-        fields.serialize_field("message", &self.to_string())?;
-        fields.end()
-    }
 }

@@ -1,9 +1,11 @@
-//! Which backend a request goes to. Pure: the same policy and situation give the same plan.
+//! Which backends a request goes to, in which order. Pure: the same policy and situation give the same plan.
 
-use super::decision::{Backend, Reason, Refusal};
+use crate::backend::BackendKind;
+use crate::decision::{Reason, Refusal};
+use crate::request::PromptKind;
 use serde::Serialize;
 
-/// Which backend is wanted.
+/// Which backends are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoutingMode {
@@ -32,33 +34,61 @@ pub struct Policy {
 }
 
 /// What there is to decide on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Situation {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Situation<'a> {
     /// The request may not leave the device.
     pub on_device_only: bool,
-    /// There is a model on the device.
-    pub has_local: bool,
-    /// There is an endpoint.
-    pub has_cloud: bool,
-    /// Tokens of the prompt, by the device's model; 0 where there is none.
-    pub prompt_tokens: usize,
-    /// Tokens that the device's context holds.
-    pub context_tokens: usize,
-    /// Whether the device may leave the oldest turns out when the prompt does not fit.
+    /// What is asked.
+    pub prompt: PromptKind,
+    /// Whether a model may leave the oldest turns out when the prompt does not fit.
     pub may_forget: bool,
-    /// How long the device is expected to take to its first token; `None` before anything was measured.
+    /// Who could be asked, the first of each kind being preferred.
+    pub candidates: &'a [Candidate],
+}
+
+/// A backend that could be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Whether it leaves the device.
+    pub kind: BackendKind,
+    /// Whether it takes such a prompt.
+    pub takes_prompt: bool,
+    /// Tokens of the prompt, where they can be counted before.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens that its context holds, where that is known.
+    pub context_tokens: Option<usize>,
+    /// How long it is expected to take to its first token; `None` before anything was measured.
     pub predicted_first_token_ms: Option<u64>,
 }
 
 /// Who is asked, in which order, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Asked first.
-    pub first: Backend,
-    /// Asked when the first one fails before its first token.
-    pub fallback: Option<Backend>,
+    /// Places in [`Situation::candidates`]. The second is asked when the first fails before its first text, and so on.
+    pub order: Vec<usize>,
     /// Why the first one is first.
     pub reason: Reason,
+}
+
+/// How well a candidate suits.
+#[derive(Clone, Copy)]
+enum Fit {
+    Good,
+    /// After everybody else whom this is not true of.
+    Late(Reason),
+    /// Only when there is nobody else.
+    LastResort(Reason),
+    /// Never.
+    Out(Reason),
+}
+
+impl Fit {
+    fn objection(self) -> Option<Reason> {
+        match self {
+            Fit::Good => None,
+            Fit::Late(reason) | Fit::LastResort(reason) | Fit::Out(reason) => Some(reason),
+        }
+    }
 }
 
 impl Policy {
@@ -66,326 +96,203 @@ impl Policy {
     ///
     /// # Errors
     /// [`Refusal`] when no backend may or can answer.
-    pub fn plan(&self, situation: &Situation) -> Result<Plan, Refusal> {
-        let &Situation {
-            on_device_only,
-            has_local,
-            has_cloud,
-            prompt_tokens,
-            context_tokens,
-            may_forget,
-            predicted_first_token_ms,
-        } = situation;
-        if self.mode == RoutingMode::CloudOnly && on_device_only {
+    pub fn plan(&self, situation: &Situation<'_>) -> Result<Plan, Refusal> {
+        if self.mode == RoutingMode::CloudOnly && situation.on_device_only {
             return Err(Refusal::OnDeviceOnly);
         }
-        let over_context = has_local && prompt_tokens >= context_tokens;
-        let local = has_local && self.mode != RoutingMode::CloudOnly;
-        let fits = local && (!over_context || may_forget);
-        let may_leave = !on_device_only && self.mode != RoutingMode::LocalOnly;
-        let cloud = has_cloud && may_leave;
-
-        let only = |first, reason| {
-            Ok(Plan {
-                first,
-                fallback: None,
-                reason,
-            })
-        };
-        match (fits, cloud) {
-            (false, false) if over_context && local => Err(Refusal::PromptOverContext {
-                prompt_tokens,
-                context_tokens,
-                may_leave,
+        let options = Options::of(self, situation);
+        let order = options.order(self.mode);
+        match order.first() {
+            Some(&first) => Ok(Plan {
+                reason: self.reason(situation, &options, first),
+                order,
             }),
-            (false, false) if local || !may_leave => Err(Refusal::NoLocalModel),
-            (false, false) => Err(Refusal::NoEndpoint),
-            (true, false) if on_device_only => only(Backend::Local, Reason::OnDeviceOnly),
-            (true, false) if !may_leave => only(Backend::Local, Reason::Mode),
-            (true, false) => only(Backend::Local, Reason::NoEndpoint),
-            (false, true) if self.mode == RoutingMode::CloudOnly => {
-                only(Backend::Cloud, Reason::Mode)
+            None => {
+                let may_leave = self.allows(BackendKind::Cloud, situation.on_device_only);
+                Err(options.refusal(situation, may_leave))
             }
-            (_, true) if local && over_context => only(
-                Backend::Cloud,
-                Reason::PromptOverContext {
-                    prompt_tokens,
-                    context_tokens,
-                },
-            ),
-            (false, true) => only(Backend::Cloud, Reason::NoLocalModel),
-            (true, true) => Ok(self.plan_between(prompt_tokens, predicted_first_token_ms)),
         }
     }
 
-    /// Both backends may and can.
-    fn plan_between(&self, prompt_tokens: usize, predicted_first_token_ms: Option<u64>) -> Plan {
-        let over_limit = self
-            .max_local_prompt_tokens
-            .filter(|limit| prompt_tokens > *limit);
-        if let Some(max_local_prompt_tokens) = over_limit {
-            return Plan {
-                first: Backend::Cloud,
-                fallback: None,
-                reason: Reason::PromptOverLimit {
-                    prompt_tokens,
-                    max_local_prompt_tokens,
-                },
+    /// Whether such a backend may answer at all.
+    pub(crate) fn allows(&self, kind: BackendKind, on_device_only: bool) -> bool {
+        match kind {
+            BackendKind::Local => self.mode != RoutingMode::CloudOnly,
+            BackendKind::Cloud => !on_device_only && self.mode != RoutingMode::LocalOnly,
+        }
+    }
+
+    /// How well the device suits, where an endpoint may answer instead or not.
+    fn fit(&self, candidate: &Candidate, may_forget: bool, has_cloud: bool) -> Fit {
+        let prompt_tokens = candidate.prompt_tokens.unwrap_or(0);
+        if let Some(context_tokens) = over_context(candidate) {
+            let reason = Reason::PromptOverContext {
+                prompt_tokens,
+                context_tokens,
+            };
+            return match may_forget {
+                true => Fit::LastResort(reason),
+                false => Fit::Out(reason),
             };
         }
-        let cloud_first = |reason| Plan {
-            first: Backend::Cloud,
-            fallback: Some(Backend::Local),
-            reason,
-        };
-        if self.mode == RoutingMode::PreferCloud {
-            return cloud_first(Reason::Mode);
+        if let Some(max_local_prompt_tokens) = self.max_local_prompt_tokens
+            && prompt_tokens > max_local_prompt_tokens
+            && has_cloud
+        {
+            return Fit::Out(Reason::PromptOverLimit {
+                prompt_tokens,
+                max_local_prompt_tokens,
+            });
         }
-        match (predicted_first_token_ms, self.max_first_token_ms) {
+        match (candidate.predicted_first_token_ms, self.max_first_token_ms) {
             (Some(predicted_ms), Some(max_first_token_ms)) if predicted_ms > max_first_token_ms => {
-                cloud_first(Reason::TooSlow {
+                Fit::Late(Reason::TooSlow {
                     predicted_ms,
                     max_first_token_ms,
                 })
             }
-            _ => Plan {
-                first: Backend::Local,
-                fallback: Some(Backend::Cloud),
-                reason: Reason::Mode,
-            },
+            _ => Fit::Good,
+        }
+    }
+
+    /// Why the first one is first.
+    fn reason(&self, situation: &Situation<'_>, options: &Options, first: usize) -> Reason {
+        let not_taken = |by| Reason::NotTaken {
+            by,
+            prompt: situation.prompt,
+        };
+        if situation.on_device_only {
+            return Reason::OnDeviceOnly;
+        }
+        if matches!(self.mode, RoutingMode::LocalOnly | RoutingMode::CloudOnly) {
+            return Reason::Mode;
+        }
+        let mut objections = options
+            .locals
+            .iter()
+            .filter_map(|(place, fit)| Some((*place, fit.objection()?)));
+        if options.locals.iter().any(|(place, _)| *place == first) {
+            // It takes the place of one that stands before it, or of an endpoint, or of nobody.
+            let passed_over = objections.find(|(place, _)| *place < first);
+            return match (passed_over, options.clouds.is_empty()) {
+                (Some((_, reason)), _) => reason,
+                (None, false) => Reason::Mode,
+                (None, true) if options.unsuited.contains(&BackendKind::Cloud) => {
+                    not_taken(BackendKind::Cloud)
+                }
+                (None, true) => Reason::NoEndpoint,
+            };
+        }
+        let nobody_stays = options
+            .locals
+            .iter()
+            .all(|(_, fit)| matches!(fit, Fit::Out(_) | Fit::LastResort(_)));
+        match objections.next() {
+            None if options.unsuited.contains(&BackendKind::Local) => not_taken(BackendKind::Local),
+            None if options.locals.is_empty() => Reason::NoLocalModel,
+            Some((_, reason)) if nobody_stays || self.mode != RoutingMode::PreferCloud => reason,
+            _ => Reason::Mode,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::Backend::{Cloud, Local};
-    use super::RoutingMode::{CloudOnly, LocalOnly, PreferCloud, PreferLocal};
-    use super::*;
-    use proptest::prelude::*;
+/// Who may be asked, by kind, in the order of the list.
+struct Options {
+    /// Those on the device that take the prompt.
+    locals: Vec<(usize, Fit)>,
+    /// Those off the device that take the prompt and have room for it.
+    clouds: Vec<usize>,
+    /// Kinds of those that may be asked but do not take such a prompt.
+    unsuited: Vec<BackendKind>,
+}
 
-    const BOTH: Situation = Situation {
-        on_device_only: false,
-        has_local: true,
-        has_cloud: true,
-        prompt_tokens: 50,
-        context_tokens: 100,
-        may_forget: false,
-        predicted_first_token_ms: None,
-    };
-
-    fn policy(mode: RoutingMode) -> Policy {
-        Policy {
-            mode,
-            max_local_prompt_tokens: Some(80),
-            max_first_token_ms: Some(1000),
+impl Options {
+    fn of(policy: &Policy, situation: &Situation<'_>) -> Options {
+        let candidates = || {
+            let all = situation.candidates.iter().enumerate();
+            all.filter(|(_, candidate)| policy.allows(candidate.kind, situation.on_device_only))
+        };
+        let of_kind = |kind| {
+            candidates()
+                .filter(move |(_, candidate)| candidate.takes_prompt && candidate.kind == kind)
+        };
+        let clouds: Vec<usize> = of_kind(BackendKind::Cloud)
+            .filter(|(_, candidate)| over_context(candidate).is_none())
+            .map(|(place, _)| place)
+            .collect();
+        Options {
+            locals: of_kind(BackendKind::Local)
+                .map(|(place, candidate)| {
+                    let fit = policy.fit(candidate, situation.may_forget, !clouds.is_empty());
+                    (place, fit)
+                })
+                .collect(),
+            clouds,
+            unsuited: candidates()
+                .filter(|(_, candidate)| !candidate.takes_prompt)
+                .map(|(_, candidate)| candidate.kind)
+                .collect(),
         }
     }
 
-    /// First, fallback and reason of every mode, in the order of [`MODES`].
-    type Row = [Result<(Backend, Option<Backend>, Reason), Refusal>; 4];
-    const MODES: [RoutingMode; 4] = [LocalOnly, PreferLocal, PreferCloud, CloudOnly];
-
-    fn row(situation: Situation) -> Row {
-        MODES.map(|mode| {
-            policy(mode)
-                .plan(&situation)
-                .map(|plan| (plan.first, plan.fallback, plan.reason))
-        })
+    /// Who is asked, one after the other.
+    fn order(&self, mode: RoutingMode) -> Vec<usize> {
+        let with = |suits: fn(&Fit) -> bool| -> Vec<usize> {
+            let those = self.locals.iter().filter(move |(_, fit)| suits(fit));
+            those.map(|(place, _)| *place).collect()
+        };
+        let good = with(|fit| matches!(fit, Fit::Good));
+        let late = with(|fit| matches!(fit, Fit::Late(_)));
+        let order = match mode {
+            RoutingMode::PreferCloud => [self.clouds.clone(), good, late],
+            _ => [good, self.clouds.clone(), late],
+        }
+        .concat();
+        match order.is_empty() {
+            true => with(|fit| matches!(fit, Fit::LastResort(_))),
+            false => order,
+        }
     }
 
-    #[test]
-    fn the_table_of_decisions() {
-        let only_local = Ok((Local, None, Reason::Mode));
-        let only_cloud = Ok((Cloud, None, Reason::Mode));
-        let cloud_first = Ok((Cloud, Some(Local), Reason::Mode));
-        assert_eq!(
-            row(BOTH),
-            [
-                only_local,
-                Ok((Local, Some(Cloud), Reason::Mode)),
-                cloud_first,
-                only_cloud
-            ]
-        );
-        let on_device = Ok((Local, None, Reason::OnDeviceOnly));
-        assert_eq!(
-            row(Situation {
-                on_device_only: true,
-                ..BOTH
-            }),
-            [on_device, on_device, on_device, Err(Refusal::OnDeviceOnly)]
-        );
-        let over_limit = Ok((
-            Cloud,
-            None,
-            Reason::PromptOverLimit {
-                prompt_tokens: 81,
-                max_local_prompt_tokens: 80,
-            },
-        ));
-        assert_eq!(
-            row(Situation {
-                prompt_tokens: 81,
-                ..BOTH
-            }),
-            [only_local, over_limit, over_limit, only_cloud]
-        );
-        assert_eq!(
-            row(Situation {
-                prompt_tokens: 81,
-                on_device_only: true,
-                ..BOTH
-            })[1],
-            on_device
-        );
-        let (prompt_tokens, context_tokens) = (100, 100);
-        let over_context = Ok((
-            Cloud,
-            None,
-            Reason::PromptOverContext {
-                prompt_tokens,
-                context_tokens,
-            },
-        ));
-        let too_long = |may_leave| {
-            Err(Refusal::PromptOverContext {
+    /// Why nobody is asked.
+    fn refusal(&self, situation: &Situation<'_>, may_leave: bool) -> Refusal {
+        let too_long = situation
+            .candidates
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| self.locals.iter().any(|(local, _)| local == place))
+            .filter_map(|(_, candidate)| {
+                Some((candidate.prompt_tokens?, over_context(candidate)?))
+            });
+        // The one that came closest to answering.
+        if let Some((prompt_tokens, context_tokens)) = too_long.max_by_key(|(_, context)| *context)
+        {
+            return Refusal::PromptOverContext {
                 prompt_tokens,
                 context_tokens,
                 may_leave,
-            })
-        };
-        let long = Situation {
-            prompt_tokens,
-            ..BOTH
-        };
-        assert_eq!(
-            row(long),
-            [too_long(false), over_context, over_context, only_cloud]
-        );
-        assert_eq!(
-            row(Situation {
-                may_forget: true,
-                ..long
-            }),
-            [only_local, over_context, over_context, only_cloud]
-        );
-        assert_eq!(
-            row(Situation {
-                has_cloud: false,
-                ..long
-            }),
-            [
-                too_long(false),
-                too_long(true),
-                too_long(true),
-                Err(Refusal::NoEndpoint)
-            ]
-        );
-        assert_eq!(
-            row(Situation {
-                predicted_first_token_ms: Some(1001),
-                ..BOTH
-            }),
-            [
-                only_local,
-                Ok((
-                    Cloud,
-                    Some(Local),
-                    Reason::TooSlow {
-                        predicted_ms: 1001,
-                        max_first_token_ms: 1000
-                    }
-                )),
-                cloud_first,
-                only_cloud
-            ]
-        );
-        let no_endpoint = Ok((Local, None, Reason::NoEndpoint));
-        assert_eq!(
-            row(Situation {
-                has_cloud: false,
-                ..BOTH
-            }),
-            [
-                only_local,
-                no_endpoint,
-                no_endpoint,
-                Err(Refusal::NoEndpoint)
-            ]
-        );
-        let no_model = Ok((Cloud, None, Reason::NoLocalModel));
-        assert_eq!(
-            row(Situation {
-                has_local: false,
-                prompt_tokens: 0,
-                context_tokens: 0,
-                ..BOTH
-            }),
-            [Err(Refusal::NoLocalModel), no_model, no_model, only_cloud]
-        );
-        assert_eq!(
-            row(Situation {
-                has_local: false,
-                has_cloud: false,
-                ..BOTH
-            }),
-            [
-                Err(Refusal::NoLocalModel),
-                Err(Refusal::NoEndpoint),
-                Err(Refusal::NoEndpoint),
-                Err(Refusal::NoEndpoint)
-            ]
-        );
-    }
-
-    fn situations() -> impl Strategy<Value = Situation> {
-        (
-            any::<(bool, bool, bool, bool)>(),
-            0usize..200,
-            0usize..200,
-            proptest::option::of(0u64..2000),
-        )
-            .prop_map(
-                |(flags, prompt_tokens, context_tokens, predicted_first_token_ms)| {
-                    let (on_device_only, has_local, has_cloud, may_forget) = flags;
-                    Situation {
-                        on_device_only,
-                        has_local,
-                        has_cloud,
-                        prompt_tokens,
-                        context_tokens,
-                        may_forget,
-                        predicted_first_token_ms,
-                    }
-                },
-            )
-    }
-
-    proptest! {
-        #[test]
-        fn no_plan_breaks_a_promise(
-            situation in situations(),
-            mode in proptest::sample::select(MODES.to_vec()),
-            max_local_prompt_tokens in proptest::option::of(0usize..200),
-            max_first_token_ms in proptest::option::of(0u64..2000),
-        ) {
-            let policy = Policy { mode, max_local_prompt_tokens, max_first_token_ms };
-            let plan = policy.plan(&situation);
-            let asks = |backend| plan.is_ok_and(|plan| plan.first == backend || plan.fallback == Some(backend));
-            if situation.on_device_only || mode == LocalOnly || !situation.has_cloud {
-                prop_assert!(!asks(Cloud));
-            }
-            if mode == CloudOnly || !situation.has_local {
-                prop_assert!(!asks(Local));
-            }
-            if situation.prompt_tokens >= situation.context_tokens && !situation.may_forget {
-                prop_assert!(!asks(Local));
-            }
-            if asks(Cloud) && max_local_prompt_tokens.is_some_and(|limit| situation.prompt_tokens > limit) {
-                prop_assert!(!asks(Local));
-            }
-            prop_assert!(plan.is_err() || plan.is_ok_and(|plan| plan.fallback != Some(plan.first)));
+            };
+        }
+        let unsuited = [BackendKind::Cloud, BackendKind::Local];
+        match unsuited
+            .into_iter()
+            .find(|kind| self.unsuited.contains(kind))
+        {
+            Some(by) => Refusal::NotTaken {
+                by,
+                prompt: situation.prompt,
+            },
+            None if may_leave => Refusal::NoEndpoint,
+            None => Refusal::NoLocalModel,
         }
     }
 }
+
+/// Tokens of the context that the prompt leaves no room in; `None` when it has room.
+fn over_context(candidate: &Candidate) -> Option<usize> {
+    let context_tokens = candidate.context_tokens?;
+    (candidate.prompt_tokens? >= context_tokens).then_some(context_tokens)
+}
+
+#[cfg(test)]
+mod tests;

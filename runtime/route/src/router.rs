@@ -1,23 +1,24 @@
-//! One request, two backends.
+//! One request, many backends.
 
-use super::cloud::{CloudAnswer, CloudClient, CloudError};
-use super::decision::{Backend, BackendFailure, Decision, Refusal, Tried};
-use super::local::{LocalModel, PromptSize};
-use super::policy::{Policy, RoutingMode, Situation};
-use super::speed::PrefillSpeed;
-use niwaki::{Cancellation, ChatRequest, ContextEnd, FinishReason, GenerateError};
+use crate::backend::{Backend, BackendFailure, BackendKind};
+use crate::cloud::CloudAnswer;
+use crate::decision::{BackendId, Decision, Refusal};
+use crate::policy::Policy;
+use crate::request::RouteRequest;
+use crate::run::Run;
+use crate::speed::PrefillSpeed;
+use niwaki::{Cancellation, FinishReason, Token};
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Answers requests on the device or from an endpoint, as its policy says, and tells why.
+/// Answers requests on the device or from endpoints, as its policy says, and tells why.
 ///
 /// ```no_run
-/// use niwaki::{Cancellation, ChatRequest, Engine, GenerateOptions, Message, OpenOptions};
+/// use niwaki::{Engine, GenerateOptions, Message, OpenOptions};
 /// use niwaki_http::HttpsTransport;
-/// use niwaki_route::{CloudClient, CloudOptions, LocalChat, Policy, RouteRequest, Router};
-/// use std::ops::ControlFlow;
+/// use niwaki_route::{CloudClient, CloudOptions, LocalModel, Policy, Prompt, RouteRequest, Router};
+/// use std::num::NonZeroUsize;
 /// use std::sync::Arc;
 ///
 /// let engine = Engine::open("model.niwaki", &OpenOptions::default())?;
@@ -27,41 +28,37 @@ use std::time::{Duration, Instant};
 ///     Arc::new(|| std::env::var("API_KEY").ok()),
 /// )?;
 /// let policy = Policy { max_local_prompt_tokens: Some(2000), ..Policy::default() };
-/// let router = Router::new(policy)
-///     .with_local(Arc::new(LocalChat::new(&engine)?))
-///     .with_cloud(Arc::new(cloud));
+/// let router = Arc::new(
+///     Router::new(policy)
+///         .with_backend(Arc::new(LocalModel::new(&engine)?))
+///         .with_backend(Arc::new(cloud)),
+/// );
 ///
 /// let request = RouteRequest {
-///     chat: ChatRequest {
-///         messages: vec![Message::user("Why is the sky blue?")],
-///         options: GenerateOptions::default(),
-///     },
+///     prompt: Prompt::Chat(vec![Message::user("Why is the sky blue?")]),
+///     options: GenerateOptions::default(),
 ///     on_device_only: false,
 /// };
-/// let answer = router.answer(&request, &Cancellation::new(), &mut |text, _decision| {
-///     print!("{text}");
-///     ControlFlow::Continue(())
-/// })?;
+/// let mut answer = router.stream(request, NonZeroUsize::MIN)?;
+/// for token in answer.by_ref() {
+///     print!("{}", token.text);
+/// }
+/// let answer = answer.into_end()?;
 /// println!("\nanswered by {:?}", answer.decision.answered_by);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Router {
     policy: Policy,
-    local: Option<Arc<dyn LocalModel>>,
-    cloud: Option<Arc<CloudClient>>,
+    backends: Vec<Asked>,
+}
+
+/// A backend and how fast it was seen to be.
+pub(crate) struct Asked {
+    pub(crate) backend: Arc<dyn Backend>,
     speed: Mutex<PrefillSpeed>,
 }
 
-/// What to answer, and whether it may leave the device.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RouteRequest {
-    /// The conversation and how to answer.
-    pub chat: ChatRequest,
-    /// Keeps the request on the device whatever the policy says: no socket is opened and no name resolved for it.
-    pub on_device_only: bool,
-}
-
-/// An answer that ended. Its text went to the callback.
+/// An answer that ended. Its text was given out before.
 #[derive(Clone, Debug)]
 pub struct RoutedAnswer {
     /// Why it ended. An endpoint's `length` is [`FinishReason::MaxTokens`], its other reasons are
@@ -95,11 +92,16 @@ pub enum RouteFailure {
     /// The answer broke off after a part of it was given out.
     #[error("{}", name(.0, "broke off its answer"))]
     BrokeOff(#[source] BackendFailure),
+    /// The router or a backend failed in a way it should not.
+    #[error("the answer failed in a way it should not; please report it")]
+    Panicked,
 }
 
 fn name(failure: &BackendFailure, what: &str) -> String {
     match failure {
-        BackendFailure::Local(_) => format!("the model on the device {what}"),
+        BackendFailure::Local(_) | BackendFailure::Busy { .. } => {
+            format!("the model on the device {what}")
+        }
         BackendFailure::Cloud(_) => format!("the endpoint {what}"),
     }
 }
@@ -121,23 +123,18 @@ impl Router {
     pub fn new(policy: Policy) -> Router {
         Router {
             policy,
-            local: None,
-            cloud: None,
-            speed: Mutex::default(),
+            backends: Vec::new(),
         }
     }
 
-    /// Answers with this model on the device.
+    /// Asks this one too. Of those on the device the first that was added is preferred, and of those off it as well; give
+    /// each a name of its own.
     #[must_use]
-    pub fn with_local(mut self, local: Arc<dyn LocalModel>) -> Router {
-        self.local = Some(local);
-        self
-    }
-
-    /// Answers with this endpoint.
-    #[must_use]
-    pub fn with_cloud(mut self, cloud: Arc<CloudClient>) -> Router {
-        self.cloud = Some(cloud);
+    pub fn with_backend(mut self, backend: Arc<dyn Backend>) -> Router {
+        self.backends.push(Asked {
+            backend,
+            speed: Mutex::default(),
+        });
         self
     }
 
@@ -146,18 +143,15 @@ impl Router {
         &self.policy
     }
 
-    /// How long the device is expected to take to the first token of such a prompt, by the speed of the prompts
-    /// before; `None` before the first.
+    /// How long the first model on the device is expected to take to the first token of such a prompt, by the speed of
+    /// the prompts before; `None` before the first.
     pub fn predict_first_token_ms(&self, prompt_tokens: usize) -> Option<u64> {
-        self.speed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .predict_ms(prompt_tokens)
+        self.first_local()?.speed().predict_ms(prompt_tokens)
     }
 
-    /// Answers a request, handing every piece of text to `on_text` as it comes, with the record so far: who answers
-    /// and why is known with the first piece. Breaking off there cancels. The thread waits. A backend that fails
-    /// before its first text is followed by the other one where the policy allows it; after its first text never.
+    /// Answers a request, handing every token to `on_token` as it comes, with the record so far: who answers and why is
+    /// known with the first. Breaking off there cancels. The thread waits. A backend that fails before its first text is
+    /// followed by the next one where the policy allows it; after its first text never.
     ///
     /// # Errors
     /// [`RouteError`]. A cancelled answer is none: it ends with [`FinishReason::Cancelled`].
@@ -165,23 +159,24 @@ impl Router {
         &self,
         request: &RouteRequest,
         cancellation: &Cancellation,
-        on_text: &mut dyn FnMut(&str, &Decision) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(Token, &Decision) -> ControlFlow<()>,
     ) -> Result<RoutedAnswer, RouteError> {
-        let mut run = Run {
-            router: self,
-            request,
-            cancellation,
-            on_text,
-            start: Instant::now(),
-            decision: self.undecided(request),
-        };
-        run.answer().map_err(|failure| RouteError {
-            failure,
-            decision: Box::new(run.decision),
-        })
+        Run::new(self, request, cancellation, on_token).answer()
     }
 
-    fn undecided(&self, request: &RouteRequest) -> Decision {
+    pub(crate) fn backends(&self) -> &[Asked] {
+        &self.backends
+    }
+
+    pub(crate) fn first_local(&self) -> Option<&Asked> {
+        self.backends
+            .iter()
+            .find(|asked| asked.backend.capabilities().kind == BackendKind::Local)
+    }
+
+    /// The record of a request before anything is known.
+    pub(crate) fn undecided(&self, request: &RouteRequest) -> Decision {
+        let local = self.first_local();
         Decision {
             answered_by: None,
             reason: None,
@@ -189,7 +184,7 @@ impl Router {
             mode: self.policy.mode,
             on_device_only: request.on_device_only,
             prompt_tokens: None,
-            context_tokens: self.local.as_ref().map(|local| local.context_tokens()),
+            context_tokens: local.and_then(|local| local.backend.capabilities().context_tokens),
             max_local_prompt_tokens: self.policy.max_local_prompt_tokens,
             predicted_first_token_ms: None,
             first_text_ms: None,
@@ -197,199 +192,25 @@ impl Router {
     }
 }
 
+impl Asked {
+    pub(crate) fn id(&self) -> BackendId {
+        BackendId {
+            name: self.backend.name().to_owned(),
+            kind: self.backend.capabilities().kind,
+        }
+    }
+
+    pub(crate) fn speed(&self) -> MutexGuard<'_, PrefillSpeed> {
+        self.speed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backends: Vec<BackendId> = self.backends.iter().map(Asked::id).collect();
         f.debug_struct("Router")
             .field("policy", &self.policy)
-            .field("has_local", &self.local.is_some())
-            .field("cloud", &self.cloud)
-            .finish_non_exhaustive()
+            .field("backends", &backends)
+            .finish()
     }
-}
-
-/// A request on its way.
-struct Run<'a> {
-    router: &'a Router,
-    request: &'a RouteRequest,
-    cancellation: &'a Cancellation,
-    on_text: &'a mut dyn FnMut(&str, &Decision) -> ControlFlow<()>,
-    start: Instant,
-    decision: Decision,
-}
-
-/// How one backend's turn ended without failing.
-struct Ended {
-    finish_reason: FinishReason,
-    cloud: Option<CloudAnswer>,
-}
-
-/// How one backend's turn failed.
-struct Broken {
-    failure: BackendFailure,
-    sent: u32,
-}
-
-impl Run<'_> {
-    fn answer(&mut self) -> Result<RoutedAnswer, RouteFailure> {
-        let size = self.measure();
-        let predicted = size.and_then(|size| {
-            self.router
-                .predict_first_token_ms(size.tokens.saturating_sub(size.computed_tokens))
-        });
-        self.decision.prompt_tokens = size.map(|size| size.tokens);
-        self.decision.predicted_first_token_ms = predicted;
-        let plan = self.router.policy.plan(&Situation {
-            on_device_only: self.request.on_device_only,
-            has_local: size.is_some(),
-            has_cloud: self.router.cloud.is_some(),
-            prompt_tokens: size.map_or(0, |size| size.tokens),
-            context_tokens: self.decision.context_tokens.unwrap_or(0),
-            may_forget: self.request.chat.options.context_end == ContextEnd::ForgetOldest,
-            predicted_first_token_ms: predicted,
-        });
-        let plan = match (plan, self.decision.tried.last()) {
-            (Ok(plan), _) => plan,
-            // The model is there, but this prompt is nothing it can read: that is why.
-            (Err(_), Some(tried)) => return Err(RouteFailure::Failed(tried.failure.clone())),
-            (Err(refusal), _) => return Err(RouteFailure::Refused(refusal)),
-        };
-        self.decision.reason = Some(plan.reason);
-
-        let mut next = Some(plan.first);
-        let mut fallback = plan.fallback;
-        let mut last = None;
-        while let Some(backend) = next {
-            let began = Instant::now();
-            let broken = match self.ask(backend) {
-                Ok(ended) => {
-                    self.decision.answered_by = Some(backend);
-                    return Ok(RoutedAnswer {
-                        finish_reason: ended.finish_reason,
-                        decision: self.decision.clone(),
-                        cloud: ended.cloud,
-                    });
-                }
-                Err(broken) => broken,
-            };
-            if self.decision.first_text_ms.is_some() {
-                return Err(RouteFailure::BrokeOff(broken.failure));
-            }
-            let invalid = matches!(
-                &broken.failure,
-                BackendFailure::Local(error) if matches!(**error, GenerateError::Sampling(_))
-            );
-            last = Some(broken.failure.clone());
-            self.decision.tried.push(Tried {
-                backend,
-                failure: broken.failure,
-                sent: broken.sent,
-                took_ms: millis(began.elapsed()),
-            });
-            // Another backend would get the same nonsense.
-            next = fallback.take().filter(|_| !invalid);
-        }
-        Err(match last {
-            Some(failure) => RouteFailure::Failed(failure),
-            None => RouteFailure::Refused(Refusal::NoLocalModel),
-        })
-    }
-
-    /// Counts the prompt; `None` when there is no model that can read it, or that may answer.
-    fn measure(&mut self) -> Option<PromptSize> {
-        let local = self.router.local.as_ref()?;
-        if self.router.policy.mode == RoutingMode::CloudOnly {
-            return None;
-        }
-        match local.measure(&self.request.chat) {
-            Ok(size) => Some(size),
-            Err(error) => {
-                self.decision.tried.push(Tried {
-                    backend: Backend::Local,
-                    failure: BackendFailure::Local(Arc::new(error)),
-                    sent: 1,
-                    took_ms: millis(self.start.elapsed()),
-                });
-                None
-            }
-        }
-    }
-
-    fn ask(&mut self, backend: Backend) -> Result<Ended, Broken> {
-        let router = self.router;
-        match (backend, &router.local, &router.cloud) {
-            (Backend::Local, Some(local), _) => self.ask_local(&**local),
-            (Backend::Cloud, _, Some(cloud)) => self.ask_cloud(cloud),
-            // The plan asks nobody who is not there.
-            (Backend::Local, None, _) | (Backend::Cloud, _, None) => Ok(Ended {
-                finish_reason: FinishReason::Failed,
-                cloud: None,
-            }),
-        }
-    }
-
-    fn ask_local(&mut self, local: &dyn LocalModel) -> Result<Ended, Broken> {
-        let (cancellation, request) = (self.cancellation, &self.request.chat);
-        let answer = local
-            .answer(request, cancellation, &mut |token| {
-                self.give(Backend::Local, &token.text)
-            })
-            .map_err(|error| Broken {
-                failure: BackendFailure::Local(Arc::new(error)),
-                sent: 1,
-            })?;
-        if let Some((tokens, took)) = answer.prefill {
-            self.router
-                .speed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .observe(tokens, took);
-        }
-        Ok(Ended {
-            finish_reason: answer.finish_reason,
-            cloud: None,
-        })
-    }
-
-    fn ask_cloud(&mut self, cloud: &CloudClient) -> Result<Ended, Broken> {
-        let (cancellation, request) = (self.cancellation, &self.request.chat);
-        let answer = cloud.stream(
-            &request.messages,
-            &request.options,
-            cancellation,
-            &mut |text| self.give(Backend::Cloud, text),
-        );
-        match answer {
-            Ok(answer) => Ok(Ended {
-                finish_reason: match answer.finish_reason.as_deref() {
-                    Some("length") => FinishReason::MaxTokens,
-                    _ => FinishReason::EndOfText,
-                },
-                cloud: Some(answer),
-            }),
-            Err(failure) if failure.error == CloudError::Cancelled => Ok(Ended {
-                finish_reason: FinishReason::Cancelled,
-                cloud: None,
-            }),
-            Err(failure) => Err(Broken {
-                failure: BackendFailure::Cloud(failure.error),
-                sent: failure.sent,
-            }),
-        }
-    }
-
-    fn give(&mut self, backend: Backend, text: &str) -> ControlFlow<()> {
-        if text.is_empty() {
-            return ControlFlow::Continue(());
-        }
-        let start = self.start;
-        self.decision
-            .first_text_ms
-            .get_or_insert_with(|| millis(start.elapsed()));
-        self.decision.answered_by = Some(backend);
-        (self.on_text)(text, &self.decision)
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

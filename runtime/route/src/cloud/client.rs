@@ -23,6 +23,8 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// An endpoint and how to use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloudOptions {
+    /// Its name in records.
+    pub name: String,
     /// Base URL of an OpenAI-compatible API, with or without `/v1` at its end.
     pub endpoint: String,
     /// The model to ask for, as the endpoint calls it.
@@ -33,6 +35,9 @@ pub struct CloudOptions {
     pub retry: RetryPolicy,
     /// Whether text and key may travel unencrypted to another machine than this one.
     pub allow_plaintext: bool,
+    /// Whether a text that is to be continued goes to the endpoint as the message of a user. Without this such prompts
+    /// never go there: it answers conversations.
+    pub text_as_message: bool,
     /// Most bytes of one event of the stream.
     pub max_event_bytes: NonZeroUsize,
     /// Most bytes of a response.
@@ -43,11 +48,13 @@ impl CloudOptions {
     /// The usual options.
     pub fn new(endpoint: impl Into<String>, model: impl Into<String>) -> CloudOptions {
         CloudOptions {
+            name: "endpoint".into(),
             endpoint: endpoint.into(),
             model: model.into(),
             timeouts: CloudTimeouts::default(),
             retry: RetryPolicy::default(),
             allow_plaintext: false,
+            text_as_message: false,
             max_event_bytes: NonZeroUsize::MIN.saturating_add((1 << 20) - 1),
             max_response_bytes: 32 << 20,
         }
@@ -126,6 +133,11 @@ impl CloudClient {
     /// Host, and port if one was given, of the endpoint.
     pub fn host(&self) -> &str {
         &self.endpoint.host
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> &CloudOptions {
+        &self.options
     }
 
     /// The model that is asked for.

@@ -60,6 +60,11 @@ pub enum CloudError {
         /// The endpoint's host.
         host: String,
     },
+    /// The prompt is a text to continue, and the endpoint answers conversations.
+    #[error(
+        "this prompt cannot go to the endpoint: it is a text to continue, and the endpoint answers chats"
+    )]
+    PlainPrompt,
     /// The key holds characters that no header can.
     #[error("the API key holds characters that a key cannot have; is there a line break in it?")]
     InvalidKey,
@@ -213,6 +218,7 @@ impl CloudError {
         match self {
             CloudError::InvalidEndpoint { .. } => "invalid_endpoint",
             CloudError::PlaintextForbidden { .. } => "plaintext_forbidden",
+            CloudError::PlainPrompt => "plain_prompt",
             CloudError::InvalidKey => "invalid_key",
             CloudError::KeyUnavailable => "key_unavailable",
             CloudError::Refused { .. } => "refused",

@@ -1,5 +1,6 @@
 //! Answers from an endpoint that speaks OpenAI's chat completions.
 
+mod backend;
 mod client;
 mod endpoint;
 mod error;

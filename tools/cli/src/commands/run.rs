@@ -3,11 +3,11 @@
 use super::error::CommandError;
 use super::generation::{GenerationArgs, finish_reason};
 use super::model::{self, EngineArgs, Model};
-use super::routing::{Prompt, RoutingArgs};
+use super::routing::RoutingArgs;
 use super::{print, print_json};
 use clap::Args;
 use niwaki::GenerateOptions;
-use niwaki_route::Decision;
+use niwaki_route::{Decision, Prompt};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,21 +58,21 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
         prompt => prompt.to_owned(),
     };
     let model = model::open(&args.model, &args.engine)?;
-    let prompt = model.encode_prompt(&text, !args.no_bos)?;
+    let tokens = model.encode_prompt(&text, !args.no_bos)?;
+    let prompt_tokens = tokens.len();
     let options = args
         .generation
         .options(model.engine().generation_defaults());
-    let prompt = Prompt {
-        text: &text,
-        tokens: &prompt,
-    };
     let start = Instant::now();
-    let answered = args
-        .routing
-        .answer(&model, &prompt, &options, |text| match args.json {
+    let answered = args.routing.answer(
+        &model,
+        Prompt::Tokens { tokens, text },
+        &options,
+        |text| match args.json {
             true => Ok(()),
             false => print(text),
-        })?;
+        },
+    )?;
     let decode_s = start
         .elapsed()
         .saturating_sub(answered.first_token)
@@ -81,7 +81,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
         print_json(&Outcome {
             decode_tokens_per_s: answered.generated_tokens.saturating_sub(1) as f64 / decode_s,
             finish_reason: finish_reason(Some(answered.finish_reason)),
-            prompt_tokens: prompt.tokens.len(),
+            prompt_tokens,
             text: answered.text,
             tokens: answered.tokens,
             first_token_s: answered.first_token.as_secs_f64(),
