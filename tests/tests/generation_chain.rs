@@ -98,7 +98,7 @@ fn route(engine: &Engine, chat: ChatRequest) -> (String, FinishReason) {
     };
     let mut text = String::new();
     let answer = router.answer(&request, &Cancellation::new(), &mut |piece, _| {
-        text.push_str(piece);
+        text.push_str(&piece.text);
         ControlFlow::Continue(())
     });
     (text, answer.unwrap().finish_reason)
