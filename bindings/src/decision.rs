@@ -1,7 +1,7 @@
 //! The record of a decision. It holds numbers and names, never text of users.
 
 use crate::policy::RoutingMode;
-use niwaki::route;
+use niwaki_route as route;
 
 /// Who can answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]

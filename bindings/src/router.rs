@@ -10,7 +10,7 @@ use crate::policy::RoutingPolicy;
 use crate::stream::{Ended, FinishReason, Stream};
 use crate::transport::Transport;
 use niwaki::bundle::GenerationDefaults;
-use niwaki::route::{self, BackendFailure, RouteFailure};
+use niwaki_route::{self as route, BackendFailure, RouteFailure};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -38,6 +38,10 @@ pub enum FinishReason {
     StopString,
     /// The context is full.
     ContextFull,
+    /// No token was allowed to follow.
+    NothingAllowed,
+    /// A filter ended the text.
+    Filtered,
     /// It was cancelled.
     Cancelled,
     /// It broke off with an error.
@@ -53,9 +57,12 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
             }
             Some(niwaki::FinishReason::StopString) => FinishReason::StopString,
             Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
-            Some(niwaki::FinishReason::Failed) => FinishReason::Failed,
+            Some(niwaki::FinishReason::NothingAllowed) => FinishReason::NothingAllowed,
+            Some(niwaki::FinishReason::Filtered) => FinishReason::Filtered,
             // One that nobody reads to its end.
             Some(niwaki::FinishReason::Cancelled) | None => FinishReason::Cancelled,
+            // And what has no name here yet: nobody shall take it for a good end.
+            Some(_) => FinishReason::Failed,
         }
     }
 }

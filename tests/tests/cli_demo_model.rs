@@ -257,7 +257,9 @@ fn inspect_tells_manifest_graph_weights_and_memory() {
     let output = json(&mut niwaki!("inspect", int4()));
     assert_eq!(output["manifest"]["architecture"], "llama");
     assert_eq!(output["graph"]["layers"].as_array().unwrap().len(), 6);
-    assert_eq!(output["graph"]["vocabulary"], 2048);
+    let ids = serde_json::json!({"token_ids": {"count": 2048}});
+    assert_eq!(output["graph"]["inputs"][0]["kind"], ids);
+    assert_eq!(output["graph"]["outputs"][0]["name"], "logits");
     let matrices = output["weights"]["matrices"].as_array().unwrap();
     assert!(
         matrices.iter().all(|matrix| matrix["element"] == "int4"),
@@ -267,6 +269,8 @@ fn inspect_tells_manifest_graph_weights_and_memory() {
     let text = stdout(&mut niwaki!("inspect", int4(), "--nodes"));
     for word in [
         "llama",
+        "input          input_ids: token ids below 2 048",
+        "output         logits: 2 048 numbers for every token that is asked for",
         "int4, block 32",
         "attention",
         "keys and values",

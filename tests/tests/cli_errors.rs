@@ -233,6 +233,15 @@ fn an_unknown_instruction_set_is_refused_with_the_known_ones() {
 }
 
 #[test]
+fn more_threads_than_the_system_could_start_are_refused() {
+    let folder = Folder::new();
+    let bundle = folder.path("model.niwaki");
+    demo_bundle(&bundle);
+    let mut command = niwaki!("run", bundle, "hello", "--threads", "100000");
+    insta::assert_snapshot!(folder.failure(&mut command, FAILURE));
+}
+
+#[test]
 fn a_wrong_option_is_a_usage_error() {
     let folder = Folder::new();
     for arguments in [

@@ -4,13 +4,14 @@
 mod endpoint;
 
 use endpoint::{Endpoint, good_answer};
-use niwaki::route::{
-    Backend, CloudClient, CloudOptions, Decision, HttpsTransport, LocalChat, LocalModel, Policy,
-    Reason, RetryPolicy, RouteRequest, RoutedAnswer, Router,
-};
 use niwaki::{
     Cancellation, ChatRequest, ChatTemplate, Engine, FinishReason, GenerateOptions, Message,
     OpenOptions, Sampling,
+};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{
+    Backend, CloudClient, CloudOptions, Decision, LocalChat, LocalModel, Policy, Reason,
+    RetryPolicy, RouteRequest, RoutedAnswer, Router,
 };
 use niwaki_tests::build_demo;
 use std::ops::ControlFlow;
@@ -42,15 +43,9 @@ fn request(messages: Vec<Message>) -> RouteRequest {
     RouteRequest {
         chat: ChatRequest {
             messages,
-            options: GenerateOptions {
-                max_new_tokens: 12,
-                sampling: Sampling {
-                    temperature: 1.0,
-                    seed: 7,
-                    ..Sampling::GREEDY
-                },
-                ..GenerateOptions::default()
-            },
+            options: GenerateOptions::default()
+                .with_max_new_tokens(12)
+                .with_sampling(Sampling::GREEDY.with_temperature(1.0).with_seed(7)),
         },
         on_device_only: false,
     }

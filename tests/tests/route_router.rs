@@ -4,15 +4,17 @@
 mod endpoint;
 
 use endpoint::{Endpoint, HUNG, STREAM_HEAD, dead_port, good_answer, piece, status};
-use niwaki::route::{
-    Backend, BackendFailure, CloudClient, CloudError, CloudOptions, Exchange, HttpHeader,
-    HttpRequest, HttpsTransport, LocalAnswer, LocalModel, Policy, PromptSize, Reason, Refusal,
-    ResponseHead, RetryPolicy, RouteError, RouteFailure, RouteRequest, RoutedAnswer, Router,
-    RoutingMode, Transport, TransportError,
-};
 use niwaki::{
     Cancellation, ChatRequest, FinishReason, GenerateError, GenerateOptions, Message, SessionError,
     Token,
+};
+use niwaki_http::{
+    Exchange, HttpHeader, HttpRequest, HttpsTransport, ResponseHead, Transport, TransportError,
+};
+use niwaki_route::{
+    Backend, BackendFailure, CloudClient, CloudError, CloudOptions, LocalAnswer, LocalModel,
+    Policy, PromptSize, Reason, Refusal, RetryPolicy, RouteError, RouteFailure, RouteRequest,
+    RoutedAnswer, Router, RoutingMode,
 };
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -105,7 +107,7 @@ struct Memory(Mutex<Vec<String>>);
 
 impl Transport for InMemory {
     fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
-        self.0.lock().unwrap().push(request.url);
+        self.0.lock().unwrap().push(request.url.to_string());
         let parts = vec![endpoint::ending(), piece("memory"), piece("in ")];
         Ok(Arc::new(Memory(Mutex::new(parts))))
     }

@@ -21,21 +21,20 @@
 mod generate;
 mod kv;
 mod model;
-#[cfg(feature = "route")]
-pub mod route;
 mod session;
 mod text;
 
 pub use generate::{
-    Candidate, Candidates, Chat, ChatRequest, ContextEnd, FinishReason, GenerateError,
-    GenerateOptions, Generation, InvalidSampling, Random, RepetitionPenalty, Reply, Sampler,
-    Sampling, SamplingStep, Token, TokenStream,
+    Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, FilteredText,
+    FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, Random,
+    RepetitionPenalty, Reply, SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep,
+    SamplingSteps, Stage, TextFilter, TextFilters, Token, TokenStream,
 };
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use session::{
-    Backing, BatchError, Cancellation, Checkpoint, Engine, Logits, LogitsFor, MemoryPart,
-    MemoryPlan, OpenError, OpenOptions, Outputs, Session, SessionError, Step,
+    Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel,
+    OpenError, OpenOptions, Outputs, Session, SessionCheckpoint, SessionError, Step,
 };
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 

@@ -1,7 +1,8 @@
 //! A generation on a thread of its own.
 
 use super::chat::Chat;
-use super::options::{FinishReason, GenerateError, GenerateOptions, Token};
+use super::options::GenerateOptions;
+use super::outcome::{FinishReason, GenerateError, Token};
 use crate::session::{Cancellation, Session};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;

@@ -149,22 +149,17 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
     ))?;
 
     let prompt = smallest.model.encode_prompt(&args.prompt, true)?;
-    let options = GenerateOptions {
-        max_new_tokens: STORY_TOKENS,
-        sampling: Sampling {
-            temperature: 0.7,
-            top_k: Some(40),
-            top_p: Some(0.9),
-            // A model this small would tell of the king's daughter's daughter for ever.
-            repetition_penalty: Some(RepetitionPenalty {
-                factor: 1.15,
-                last_tokens: None,
-            }),
-            seed: args.seed,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default()
+        .with_max_new_tokens(STORY_TOKENS)
+        .with_sampling(
+            Sampling::GREEDY
+                .with_temperature(0.7)
+                .with_top_k(40)
+                .with_top_p(0.9)
+                // A model this small would tell of the king's daughter's daughter for ever.
+                .with_repetition_penalty(RepetitionPenalty::new(1.15))
+                .with_seed(args.seed),
+        );
     say(&args.prompt)?;
     let story = generate(&smallest.model, &prompt, &options, |text| say(text))?;
     say("\n")?;

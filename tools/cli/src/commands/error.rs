@@ -1,11 +1,11 @@
 //! Why a command failed, and what the user can do about it.
 
-use niwaki::route::{BackendFailure, CloudError, Refusal, RouteFailure};
 use niwaki_convert::build::BuildError;
 use niwaki_convert::evaluate::EvaluateError;
 use niwaki_convert::lower::LeftOver;
 use niwaki_convert::prune::PruneError;
 use niwaki_convert::quantize::QuantizeError;
+use niwaki_route::{BackendFailure, CloudError, Refusal, RouteFailure};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -136,10 +136,10 @@ pub(super) enum CommandError {
     },
     /// The prompt was not answered, neither here nor elsewhere.
     #[error(transparent)]
-    Route(#[from] niwaki::route::RouteError),
+    Route(#[from] niwaki_route::RouteError),
     /// The endpoint cannot be used.
     #[error("cannot use the endpoint")]
-    Endpoint(#[source] niwaki::route::CloudError),
+    Endpoint(#[source] niwaki_route::CloudError),
     /// The calls are not the JSON they should be.
     #[error("{} is not a list of calls", path.display())]
     CallsSyntax {

@@ -62,11 +62,9 @@ impl EngineArgs {
     }
 
     fn options(&self) -> OpenOptions {
-        OpenOptions {
-            threads: self.threads(),
-            kv: self.kv.map(KeptAs::element),
-            ..OpenOptions::default()
-        }
+        OpenOptions::default()
+            .with_threads(self.threads())
+            .with_kv(self.kv.map(KeptAs::element))
     }
 }
 

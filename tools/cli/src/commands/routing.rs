@@ -3,12 +3,13 @@
 use super::error::CommandError;
 use super::model::Model;
 use clap::{Args, ValueEnum};
-use niwaki::route::{
-    Backend, CloudClient, CloudOptions, Decision, HttpsTransport, LocalAnswer, LocalModel, Policy,
-    PromptSize, Reason, RouteRequest, RoutedAnswer, Router, RoutingMode,
-};
 use niwaki::{
     Cancellation, ChatRequest, Engine, FinishReason, GenerateError, GenerateOptions, Message, Token,
+};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{
+    Backend, CloudClient, CloudOptions, Decision, LocalAnswer, LocalModel, Policy, PromptSize,
+    Reason, RouteRequest, RoutedAnswer, Router, RoutingMode,
 };
 use std::fmt::Write;
 use std::ops::ControlFlow;
@@ -296,7 +297,7 @@ fn in_words(reason: &Reason) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use niwaki::route::{BackendFailure, CloudError, Tried};
+    use niwaki_route::{BackendFailure, CloudError, Tried};
 
     #[test]
     fn a_decision_is_told_in_the_order_it_happened() {

@@ -8,7 +8,7 @@ use super::routing::{Prompt, RoutingArgs};
 use super::{print, print_json};
 use clap::Args;
 use niwaki::GenerateOptions;
-use niwaki::route::Decision;
+use niwaki_route::Decision;
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -287,12 +287,10 @@ impl Run<'_, '_> {
         }
         let path = self.calibration.scratch.join("layer.niwaki");
         self.write(start, target, &path)?;
-        let options = OpenOptions {
-            threads: self.calibration.threads,
-            verify: Verify::Structure,
-            kv: Some(KvElement::F32),
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions::default()
+            .with_threads(self.calibration.threads)
+            .with_verify(Verify::Structure)
+            .with_kv(KvElement::F32);
         let engine = Engine::open(&path, &options)?;
         let mut session = engine.session()?;
         let mut first = 0;
