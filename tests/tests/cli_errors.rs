@@ -215,9 +215,9 @@ fn text_that_is_not_utf8_is_refused_with_the_offset() {
 }
 
 #[test]
-fn a_text_without_words_is_refused() {
+fn an_empty_text_is_refused() {
     let folder = Folder::new();
-    let text = folder.file("text.txt", "\n\n\n");
+    let text = folder.file("text.txt", "");
     insta::assert_snapshot!(
         folder.failure(&mut niwaki!("eval", demo_export(), "--text", text), FAILURE)
     );

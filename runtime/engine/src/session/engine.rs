@@ -259,7 +259,10 @@ impl Engine {
         let tokenizer = bundle
             .tokenizer_json()?
             .map(|json| Tokenizer::from_bytes(&json))
-            .transpose()?;
+            .transpose()?
+            .map(|tokenizer| {
+                tokenizer.with_first_token(bundle.generation_defaults().first_token())
+            });
         log::info!(
             "opened a bundle of {} bytes: {} nodes, {} threads, {} kernels, context {}",
             bundle.header().bundle_bytes,

@@ -1,6 +1,7 @@
 //! Why a command failed, and what the user can do about it.
 
 use niwaki_convert::build::BuildError;
+use niwaki_convert::evaluate::EvaluateError;
 use niwaki_convert::lower::LeftOver;
 use niwaki_convert::prune::PruneError;
 use niwaki_convert::quantize::QuantizeError;
@@ -35,8 +36,24 @@ pub(super) enum CommandError {
     #[error("{} is not UTF-8 text: the byte at offset {offset} does not fit", path.display())]
     NotText { path: PathBuf, offset: usize },
     /// A text has too few tokens to predict one.
-    #[error("{} has nothing to predict: it holds fewer than two tokens", path.display())]
-    NothingToScore { path: PathBuf },
+    #[error("{} has nothing to predict: it holds too few tokens ({tokens})", path.display())]
+    NothingToScore { path: PathBuf, tokens: usize },
+    /// A window is longer than a context.
+    #[error("{} holds {context_tokens} tokens at once, a window would have {window_tokens}", path.display())]
+    WindowTooLong {
+        path: PathBuf,
+        window_tokens: usize,
+        context_tokens: usize,
+    },
+    /// Two models read the same text as different tokens.
+    #[error(
+        "{} and {} turn the text into different tokens: only models with the same tokenizer can be compared",
+        path.display(), reference.display()
+    )]
+    OtherTokenizer { path: PathBuf, reference: PathBuf },
+    /// A model could not be measured.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// The model is neither a bundle, nor an export folder, nor ONNX.
     #[error("{} is not a model", path.display())]
     NotAModel { path: PathBuf },
@@ -191,6 +208,13 @@ impl CommandError {
                 "give --calibration FILE, or prune by magnitude, which needs no text"
             }
             CommandError::NoBos { .. } => "choose --bos none",
+            CommandError::WindowTooLong { .. } => "give a smaller --window",
+            CommandError::NothingToScore { .. } => {
+                "give a longer text, or ask for less with --min-context"
+            }
+            CommandError::Evaluate(EvaluateError::NotFinite { .. }) => {
+                "build it again from its export; if the export itself gives NaN in another runtime, its weights are damaged"
+            }
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"
             }

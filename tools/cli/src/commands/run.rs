@@ -3,6 +3,7 @@
 use super::error::CommandError;
 use super::generation::{GenerationArgs, finish_reason};
 use super::model::{self, EngineArgs, Model};
+use super::prompt_ids::print_ids;
 use super::routing::RoutingArgs;
 use super::{print, print_json};
 use clap::Args;
@@ -24,9 +25,12 @@ pub(super) struct RunArgs {
     /// Text to continue; "-" reads it from stdin. Nothing: the model starts a text of its own.
     #[arg(default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Do not put the model's beginning-of-text token before the prompt.
+    /// Do not put the beginning-of-text token before the prompt, where the model begins texts with it.
     #[arg(long)]
     no_bos: bool,
+    /// Only print the tokens that the prompt becomes, one id with its piece of the vocabulary a line.
+    #[arg(long)]
+    print_ids: bool,
     /// Print one JSON object with the text, the tokens and timings at the end, instead of the stream.
     #[arg(long)]
     json: bool,
@@ -57,6 +61,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
         "-" => io::read_to_string(io::stdin()).map_err(CommandError::read(Path::new("stdin")))?,
         prompt => prompt.to_owned(),
     };
+    if args.print_ids {
+        return print_ids(&args.model, &text, !args.no_bos, args.json);
+    }
     let model = model::open(&args.model, &args.engine)?;
     let tokens = model.encode_prompt(&text, !args.no_bos)?;
     let prompt_tokens = tokens.len();
