@@ -1,16 +1,16 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # build-native.sh FOLDER [ABI...]: builds the native library for the ABIs, or for every ABI that apps ship, to
 # FOLDER/ABI/libniwaki_bindings.so.
 #
 # Needs an Android NDK (ANDROID_NDK_HOME), and once:
 #   rustup target add aarch64-linux-android x86_64-linux-android
-set -euo pipefail
+set -eu
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 shift
 [ $# -gt 0 ] || set -- arm64-v8a x86_64
 cd "$(dirname "$0")/.."
-built=${CARGO_TARGET_DIR:-target}
+built=$(bindings/target-folder.sh)
 
 for abi in "$@"; do
   case $abi in

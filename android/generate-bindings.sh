@@ -1,14 +1,14 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # generate-bindings.sh FOLDER: writes the Kotlin side of ../bindings to FOLDER/io/niwaki/ffi, hidden from apps.
-set -euo pipefail
+set -eu
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 
 # With the default members, so that tract is built once for all of them.
 cargo build --quiet --release
-library=target/release/libniwaki_bindings.so
-[ -f "$library" ] || library=target/release/libniwaki_bindings.dylib
+library=$(bindings/target-folder.sh)/release/libniwaki_bindings.so
+[ -f "$library" ] || library=${library%.so}.dylib
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
   generate "$library" --language kotlin --out-dir "$folder" --no-format
 

@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # link-native.sh ARGUMENT...: the linker of ndk-cargo.sh. Links with the NDK's clang, and leaves out two things.
 #
 # What Rust code would do when the library is loaded, which is to enter every kernel, transformation and runtime of tract
@@ -7,7 +7,7 @@
 # constructors on Android.
 #
 # What would be exported besides UniFFI's interface: functions that blake3's Rust code has for its C code.
-set -euo pipefail
+set -eu
 for argument in "$@"; do
   case $argument in
     *.rcgu.o)

@@ -1,24 +1,26 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Compiles the Kotlin library and the sample as far as that goes without Android's own tools, and runs the library's
 # tests on this machine's JVM with the native library of this machine. Needs JDK 17, Maven and Rust.
-# NIWAKI_LIBRARY_FOLDER names another folder than target/release to find the native library in.
-set -euo pipefail
+# NIWAKI_LIBRARY_FOLDER names another folder than cargo's release folder to find the native library in.
+set -eu
 cd "$(dirname "$0")/.."
-out=target/android
+target=$(bindings/target-folder.sh)
+out=$target/android
 mkdir -p "$out"
 
 jars=$out/jars
-if ! (cd "$jars" 2>/dev/null && sha256sum --check --quiet --strict "$OLDPWD/android/jvm/sha256sums" 2>/dev/null); then
+sums=$PWD/android/jvm/sha256sums
+if ! (cd "$jars" 2>/dev/null && sha256sum --check --quiet --strict "$sums" 2>/dev/null); then
   echo "fetching compiler and libraries"
   rm -rf "$jars"
   mvn --batch-mode --no-transfer-progress --quiet -file android/jvm/pom.xml -Dmaven.repo.local="$out/maven" \
-    dependency:copy-dependencies -DoutputDirectory="$PWD/$jars"
-  (cd "$jars" && sha256sum --check --quiet --strict "$OLDPWD/android/jvm/sha256sums")
+    dependency:copy-dependencies -DoutputDirectory="$jars"
+  (cd "$jars" && sha256sum --check --quiet --strict "$sums")
 fi
 
 # jars_of PREFIX...: a class path of the jars whose names begin so.
 jars_of() {
-  local prefix path=
+  path=
   for prefix in "$@"; do
     for jar in "$jars/$prefix"*.jar; do path=$path:$jar; done
   done
@@ -32,7 +34,7 @@ testing=$(jars_of junit-platform okhttp okio)
 
 # compile NAME CLASSPATH ARGUMENT...: classes to $out/NAME.
 compile() {
-  local name=$1 classpath=$2
+  name=$1 classpath=$2
   shift 2
   rm -rf "${out:?}/$name"
   java -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$compiler" org.jetbrains.kotlin.cli.jvm.K2JVMCompiler \
@@ -61,8 +63,9 @@ echo "building the test models"
 bindings/build-test-models.sh "$out"
 
 # A heap that is resident from the start: what grows is native. JUnit's last lines count the tests.
-[ -t 1 ] && colors=() || colors=(--disable-ansi-colors)
-java -Xms128m -Xmx128m -XX:+AlwaysPreTouch -Djna.library.path="${NIWAKI_LIBRARY_FOLDER:-target/release}" \
+colors=
+[ -t 1 ] || colors=--disable-ansi-colors
+java -Xms128m -Xmx128m -XX:+AlwaysPreTouch -Djna.library.path="${NIWAKI_LIBRARY_FOLDER:-$target/release}" \
   -Dniwaki.model="$out/demo.niwaki" -Dniwaki.chatModel="$out/chat.niwaki" \
   -cp "$out/tests:$out/niwaki:$library:$testing" org.junit.platform.console.ConsoleLauncher \
-  execute --scan-classpath "$out/tests" --disable-banner --details=tree "${colors[@]}"
+  execute --scan-classpath "$out/tests" --disable-banner --details=tree $colors

@@ -1,7 +1,7 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # build-test-models.sh FOLDER: builds what the Kotlin and Swift tests open, the demo model as FOLDER/demo.niwaki and the
 # same with a chat template as FOLDER/chat.niwaki.
-set -euo pipefail
+set -eu
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."

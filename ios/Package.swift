@@ -7,7 +7,8 @@ let hostLibraryFolder = Context.environment["NIWAKI_HOST_LIBRARY_FOLDER"]
 
 let package = Package(
     name: "Niwaki",
-    platforms: [.iOS(.v16), .macOS(.v13)],
+    // What CNiwaki.xcframework has a library for.
+    platforms: [.iOS(.v16)],
     products: [
         .library(name: "Niwaki", targets: ["Niwaki"])
     ],
@@ -15,6 +16,7 @@ let package = Package(
         .target(
             name: "Niwaki",
             dependencies: ["NiwakiNative"],
+            resources: [.process("PrivacyInfo.xcprivacy")],
             swiftSettings: [.enableUpcomingFeature("ExistentialAny")]
         ),
         // Written by generate-bindings.sh, from here on. The package keeps it to itself.
@@ -35,7 +37,7 @@ if let hostLibraryFolder {
             name: "Sample",
             dependencies: ["Niwaki"],
             path: "sample/NiwakiSample",
-            exclude: ["NiwakiSampleApp.swift", "WritingScreen.swift"]
+            exclude: ["NiwakiSampleApp.swift", "PrivacyInfo.xcprivacy", "WritingScreen.swift"]
         ),
         .testTarget(
             name: "NiwakiTests",

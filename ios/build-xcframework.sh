@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # build-xcframework.sh [TARGET...]: builds the native library for iPhones and simulators, to ios/CNiwaki.xcframework.
 #
 # Needs Xcode, and once:
@@ -6,10 +6,11 @@
 #
 # Where there is no Xcode, it makes the same folder with Debian's clang-22, llvm-22 and rust-web-src, to look at: nothing
 # can be linked with it there. TARGET... makes fewer than the three targets.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios
-out=target/xcframework
+cargo_folder=$(bindings/target-folder.sh)
+out=$cargo_folder/xcframework
 framework=ios/CNiwaki.xcframework
 
 ios/generate-bindings.sh
@@ -41,40 +42,43 @@ int memcmp(const void *, const void *, size_t);
 C
   done
   build() {
-    local sdk=iPhoneOS.sdk variable=${target//-/_}
-    [ "$target" = aarch64-apple-ios ] || sdk=iPhoneSimulator.sdk
+    case $target in
+      aarch64-apple-ios) sdk=iPhoneOS.sdk ;;
+      *) sdk=iPhoneSimulator.sdk ;;
+    esac
+    variable=$(printf '%s' "$target" | tr '-' '_')
     # Rust's own library is built too.
-    env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 SDKROOT="$PWD/$out/$sdk" \
+    env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 SDKROOT="$out/$sdk" \
       "CC_$variable=clang-22" "AR_$variable=llvm-ar-22" /usr/bin/cargo rustc -Zbuild-std=std "$@"
   }
 fi
 
-phone=() simulator=()
 for target in "$@"; do
   echo "building for $target"
   # The shared library that the crate can be as well would need a linker for it.
-  build --quiet --profile dist --target-dir target/apple --target "$target" -p niwaki-bindings --crate-type staticlib
-  library=target/apple/$target/dist/libniwaki_bindings.a
+  build --quiet --profile dist --target-dir "$cargo_folder/apple" --target "$target" -p niwaki-bindings --crate-type staticlib
   case $target in
-    aarch64-apple-ios) phone=("$library") ;;
-    *) simulator+=("$library") ;;
+    aarch64-apple-ios) slice=phone ;;
+    *) slice=simulator ;;
   esac
+  mkdir -p "$out/$slice/architectures"
+  cp "$cargo_folder/apple/$target/dist/libniwaki_bindings.a" "$out/$slice/architectures/$target.a"
 done
 
 # Both architectures of the simulator are one library.
-slices=()
-add() {
-  mkdir -p "$out/$1"
-  "$lipo" -create "${@:2}" -output "$out/$1/libniwaki_bindings.a"
-  slices+=("$out/$1/libniwaki_bindings.a")
-}
-[ ${#phone[@]} -eq 0 ] || add phone "${phone[@]}"
-[ ${#simulator[@]} -eq 0 ] || add simulator "${simulator[@]}"
+set --
+for slice in phone simulator; do
+  [ -d "$out/$slice" ] || continue
+  "$lipo" -create "$out/$slice"/architectures/*.a -output "$out/$slice/libniwaki_bindings.a"
+  set -- "$@" "$out/$slice/libniwaki_bindings.a"
+done
 
 if command -v xcodebuild >/dev/null; then
-  arguments=()
-  for slice in "${slices[@]}"; do arguments+=(-library "$slice" -headers "$headers"); done
-  xcodebuild -create-xcframework "${arguments[@]}" -output "$framework"
+  for library in "$@"; do
+    set -- "$@" -library "$library" -headers "$headers"
+    shift
+  done
+  xcodebuild -create-xcframework "$@" -output "$framework"
 else
-  python3 ios/create_xcframework.py "$framework" "$headers" "${slices[@]}"
+  python3 ios/create_xcframework.py "$framework" "$headers" "$@"
 fi

@@ -1,12 +1,12 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Writes the Swift and C sides of ../bindings to Sources/NiwakiNative and Sources/CNiwaki, hidden from apps.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")/.."
 
 # With the default members, so that tract is built once for all of them.
 cargo build --quiet --release
-library=target/release/libniwaki_bindings.so
-[ -f "$library" ] || library=target/release/libniwaki_bindings.dylib
+library=$(bindings/target-folder.sh)/release/libniwaki_bindings.so
+[ -f "$library" ] || library=${library%.so}.dylib
 generated=$(mktemp -d)
 trap 'rm -rf "$generated"' EXIT
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
@@ -16,7 +16,7 @@ cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
 put() {
   mkdir -p "$(dirname "$1")"
   cat >"$generated/new"
-  cmp --silent "$generated/new" "$1" || cp "$generated/new" "$1"
+  cmp -s "$generated/new" "$1" || cp "$generated/new" "$1"
 }
 # UniFFI makes everything public: the package is enough.
 sed -E 's/^( *(required )?)(public|open) /\1package /' "$generated/NiwakiNative.swift" |

@@ -1,7 +1,7 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # install-swift.sh FOLDER: Debian's Swift with a Debian of its own around it, for machines without `swift` (2.4 GB).
 # Needs root, mmdebstrap and Debian's archive keys; nothing of the machine itself is changed.
-set -euo pipefail
+set -eu
 folder=$1
 [ ! -e "$folder/installed" ] || exit 0
 
@@ -21,13 +21,16 @@ mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created
   sed -n 's/^Debian Debian //p' | head -n 1)
 mirror=${mirror:-http://deb.debian.org/debian}
 # So does the way there: proxies and the like.
-settings=()
-while IFS= read -r setting; do settings+=("--aptopt=$setting"); done \
-  < <(apt-config dump | grep -E '^Acquire::(http|https)::[^ ]+ ".+";$' || true)
+set --
+while IFS= read -r setting; do
+  [ -z "$setting" ] || set -- "$@" "--aptopt=$setting"
+done <<SETTINGS
+$(apt-config dump | grep -E '^Acquire::(http|https)::[^ ]+ ".+";$' || true)
+SETTINGS
 
 rm -rf --one-file-system "$folder"
 mkdir -p "$(dirname "$folder")"
-mmdebstrap --quiet --mode=root --variant=apt --include=swiftlang,libc6-dev,libstdc++-14-dev "${settings[@]}" \
+mmdebstrap --quiet --mode=root --variant=apt --include=swiftlang,libc6-dev,libstdc++-14-dev "$@" \
   --aptopt='Acquire::Retries "3"' \
   trixie "$folder" "deb $mirror trixie main"
 rm -rf "$folder/var/cache/apt" "$folder/var/lib/apt/lists"

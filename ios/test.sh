@@ -1,29 +1,31 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Compiles the Swift package, and the sample as far as that goes without Apple's own tools, and runs the tests on this
 # Linux machine with its native library. Needs Rust and Swift 6.0 or later; without `swift`, on Debian or Ubuntu and as
-# root, it installs one into target/swift (2.4 GB).
-set -euo pipefail
+# root, it installs one into cargo's target folder (2.4 GB).
+set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
-out=target/ios
+target=$(bindings/target-folder.sh)
+out=$target/ios
 mkdir -p "$out"
 
 if swift --version 2>&1 | grep -qE 'Swift version ([6-9]|[1-9][0-9])'; then
   with_swift() { "$@"; }
 else
-  ios/install-swift.sh target/swift
-  # A Debian of its own, with this folder and the devices of the machine.
+  ios/install-swift.sh "$target/swift"
+  # A Debian of its own, with this folder, cargo's and the devices of the machine.
   with_swift() {
-    unshare --mount bash -c '
-      set -euo pipefail
-      swift=$1 root=$2
-      shift 2
-      mkdir -p "$swift$root"
+    unshare --mount sh -c '
+      set -eu
+      swift=$1 root=$2 target=$3
+      shift 3
+      mkdir -p "$swift$root" "$swift$target"
       mount -t proc proc "$swift/proc"
       mount --rbind /dev "$swift/dev"
       mount --bind "$root" "$swift$root"
+      [ -d "$swift$target/ios" ] || mount --bind "$target" "$swift$target"
       exec chroot "$swift" env -C "$root" HOME=/root PATH=/usr/libexec/swift/bin:/usr/bin:/bin "$@"
-    ' with_swift "$root/target/swift" "$root" "$@"
+    ' with_swift "$target/swift" "$root" "$target" "$@"
   }
 fi
 
@@ -43,9 +45,11 @@ with_swift swiftc -frontend -parse -parse-as-library ios/sample/NiwakiSample/*.s
 echo "compiling the package, the sample's model, the Swift in README.md and the tests"
 # Debian's libswiftObservation.so lacks a symbol that nothing calls.
 package() {
-  with_swift env NIWAKI_HOST_LIBRARY_FOLDER="$root/target/release" \
-    NIWAKI_TEST_MODEL="$root/$out/demo.niwaki" NIWAKI_TEST_CHAT_MODEL="$root/$out/chat.niwaki" \
-    swift "$1" --package-path ios --scratch-path "$out/build" -Xlinker --allow-shlib-undefined "${@:2}"
+  command=$1
+  shift
+  with_swift env NIWAKI_HOST_LIBRARY_FOLDER="$target/release" \
+    NIWAKI_TEST_MODEL="$out/demo.niwaki" NIWAKI_TEST_CHAT_MODEL="$out/chat.niwaki" \
+    swift "$command" --package-path ios --scratch-path "$out/build" -Xlinker --allow-shlib-undefined "$@"
 }
 package build --build-tests --quiet -Xswiftc -warnings-as-errors
 

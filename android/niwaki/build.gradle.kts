@@ -5,12 +5,16 @@ plugins {
 }
 
 group = "io.niwaki"
-version = "0.1.0"
 
 // Both scripts need Rust; build-native also an NDK (README.md).
 val repository: Directory = layout.settingsDirectory.dir("..")
 val generatedKotlin: Provider<Directory> = layout.buildDirectory.dir("generated/uniffi")
 val nativeLibraries: Provider<Directory> = layout.buildDirectory.dir("generated/jniLibs")
+
+// Where cargo builds: CARGO_TARGET_DIR, what cargo's configuration says, or target.
+val cargoFolder: Provider<String> = providers
+    .exec { commandLine(repository.file("bindings/target-folder.sh").asFile) }
+    .standardOutput.asText.map { it.trim() }
 
 val generateBindings by tasks.registering(Exec::class) {
     description = "Writes the Kotlin side of the bindings."
@@ -70,9 +74,9 @@ dependencies {
 // ../test.sh builds what the tests run with.
 tasks.withType<Test>().configureEach {
     useJUnitPlatform()
-    systemProperty("jna.library.path", repository.dir("target/release").asFile)
-    systemProperty("niwaki.model", repository.file("target/android/demo.niwaki").asFile)
-    systemProperty("niwaki.chatModel", repository.file("target/android/chat.niwaki").asFile)
+    systemProperty("jna.library.path", "${cargoFolder.get()}/release")
+    systemProperty("niwaki.model", "${cargoFolder.get()}/android/demo.niwaki")
+    systemProperty("niwaki.chatModel", "${cargoFolder.get()}/android/chat.niwaki")
 }
 
 tasks.named("preBuild") {

@@ -12,7 +12,9 @@ android {
         minSdk = 26
         targetSdk = 36
         versionCode = 1
-        versionName = "0.1.0"
+        versionName = version.toString()
+        // Those that Niwaki has a library for (README.md, "In an app").
+        ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
     buildTypes {
         release {

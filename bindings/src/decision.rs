@@ -1,7 +1,7 @@
 //! The record of a decision. It holds numbers and names, never text of users.
 
 use crate::policy::RoutingMode;
-use niwaki::route;
+use niwaki_route as route;
 
 /// Who can answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
@@ -90,7 +90,10 @@ impl From<&route::Decision> for Decision {
     fn from(decision: &route::Decision) -> Self {
         let count = |tokens: Option<usize>| tokens.map(|tokens| tokens as u64);
         Decision {
-            answered_by: decision.answered_by.map(Backend::from),
+            answered_by: decision
+                .answered_by
+                .as_ref()
+                .map(|backend| backend.kind.into()),
             reason: decision.reason.map(RoutingReason::from),
             tried: decision.tried.iter().map(TriedBackend::from).collect(),
             mode: decision.mode.into(),
@@ -104,11 +107,11 @@ impl From<&route::Decision> for Decision {
     }
 }
 
-impl From<route::Backend> for Backend {
-    fn from(backend: route::Backend) -> Self {
-        match backend {
-            route::Backend::Local => Backend::Local,
-            route::Backend::Cloud => Backend::Cloud,
+impl From<route::BackendKind> for Backend {
+    fn from(kind: route::BackendKind) -> Self {
+        match kind {
+            route::BackendKind::Local => Backend::Local,
+            route::BackendKind::Cloud => Backend::Cloud,
         }
     }
 }
@@ -140,7 +143,7 @@ impl From<route::Reason> for RoutingReason {
                 predicted_ms,
                 max_first_token_ms,
             },
-            // There are no others yet.
+            // There are no others for conversations, which both take.
             _ => RoutingReason::Mode,
         }
     }
@@ -149,7 +152,7 @@ impl From<route::Reason> for RoutingReason {
 impl From<&route::Tried> for TriedBackend {
     fn from(tried: &route::Tried) -> Self {
         TriedBackend {
-            backend: tried.backend.into(),
+            backend: tried.backend.kind.into(),
             code: tried.failure.code().to_owned(),
             details: tried.failure.to_string(),
             sent: tried.sent,

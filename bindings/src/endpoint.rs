@@ -2,7 +2,10 @@
 
 use crate::error::{NiwakiError, chain};
 use crate::transport::{AppTransport, Transport};
-use niwaki::route::{self, CloudClient, CloudError, CloudOptions, CloudTimeouts, TimeoutPhase};
+use niwaki_http as http;
+use niwaki_route::{
+    self as route, CloudClient, CloudError, CloudOptions, CloudTimeouts, TimeoutPhase,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,13 +137,13 @@ pub(crate) fn client(
     })
 }
 
-#[cfg(feature = "cloud")]
-fn own_transport() -> Result<Arc<dyn route::Transport>, NiwakiError> {
-    Ok(Arc::new(route::HttpsTransport::new()))
+#[cfg(feature = "https")]
+fn own_transport() -> Result<Arc<dyn http::Transport>, NiwakiError> {
+    Ok(Arc::new(http::HttpsTransport::new()))
 }
 
-#[cfg(not(feature = "cloud"))]
-fn own_transport() -> Result<Arc<dyn route::Transport>, NiwakiError> {
+#[cfg(not(feature = "https"))]
+fn own_transport() -> Result<Arc<dyn http::Transport>, NiwakiError> {
     Err(NiwakiError::InvalidArgument {
         details: "this build has no HTTPS of its own; give the router a transport".into(),
     })

@@ -146,6 +146,7 @@ impl From<OpenError> for NiwakiError {
                 details,
             },
             OpenError::NoContext
+            | OpenError::TooManyThreads { .. }
             | OpenError::UnknownIsa { .. }
             | OpenError::UnavailableIsa { .. } => NiwakiError::InvalidArgument { details },
             _ => NiwakiError::Internal { details },

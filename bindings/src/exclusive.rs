@@ -1,7 +1,7 @@
 //! A session or chat that one stream at a time uses.
 
 use crate::error::NiwakiError;
-use crate::stream::{Feed, Finish, Token, TokenStream};
+use crate::stream::{Feed, Finish, TokenStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What streams take turns with. A turn that was cancelled is waited for: it ends within one layer's work. One
@@ -34,7 +34,7 @@ impl<T: Send + 'static> Exclusive<T> {
     /// Starts a stream of what `work` generates.
     pub(crate) fn stream(
         self: &Arc<Self>,
-        work: impl FnOnce(&mut T, &Feed<Token, Finish>) -> Result<Finish, NiwakiError> + Send + 'static,
+        work: impl FnOnce(&mut T, &Feed<'_>) -> Result<Finish, NiwakiError> + Send + 'static,
     ) -> Result<Arc<TokenStream>, NiwakiError> {
         let mut last = self.last()?;
         let this = self.clone();

@@ -31,7 +31,9 @@ pub use engine::{Engine, memory_plan};
 pub use error::NiwakiError;
 pub use logging::{LogLevel, LogSink, set_log_sink};
 pub use memory::{MemoryPart, MemoryPlan};
-pub use options::{ContextEnd, GenerateOptions, OpenOptions, RepetitionPenalty, Sampling};
+pub use options::{
+    ContextEnd, GenerateOptions, KvElement, OpenOptions, RepetitionPenalty, Sampling,
+};
 pub use policy::{RoutingMode, RoutingPolicy, RoutingRefusal};
 pub use router::{RouteRequest, RoutedFinish, RoutedStream, Router};
 pub use session::Session;

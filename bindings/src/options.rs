@@ -6,30 +6,50 @@ use niwaki::bundle::GenerationDefaults;
 /// How to open a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
 pub struct OpenOptions {
-    /// Threads that compute; 0 takes the number of fast cores.
+    /// Threads that compute, at most 256; 0 takes the number of fast cores.
     pub threads: u32,
     /// Opening fails when the model needs more memory than this.
     pub memory_limit_bytes: Option<u64>,
     /// Cap on the context; the model's own when absent.
     pub context_tokens: Option<u32>,
+    /// How the context's keys and values are kept; as fits the model when absent.
+    pub kv: Option<KvElement>,
     /// Compares the whole file with its hashes, which reads it once; without, only its structure.
     pub verify_weights: bool,
 }
 
+/// What a number of a context's keys and values is kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum KvElement {
+    /// 8-bit integers with scales: about half of the memory of `F16`.
+    I8,
+    /// Half precision.
+    F16,
+    /// Single precision: twice the memory of `F16`.
+    F32,
+}
+
+impl From<KvElement> for niwaki::KvElement {
+    fn from(element: KvElement) -> Self {
+        match element {
+            KvElement::I8 => niwaki::KvElement::I8,
+            KvElement::F16 => niwaki::KvElement::F16,
+            KvElement::F32 => niwaki::KvElement::F32,
+        }
+    }
+}
+
 impl From<&OpenOptions> for niwaki::OpenOptions {
     fn from(options: &OpenOptions) -> Self {
-        niwaki::OpenOptions {
-            threads: options.threads as usize,
-            verify: if options.verify_weights {
-                Verify::Full
-            } else {
-                Verify::Structure
-            },
-            memory_limit_bytes: options.memory_limit_bytes,
-            context_tokens: options.context_tokens.map(|tokens| tokens as usize),
-            kv: None,
-            isa: None,
-        }
+        niwaki::OpenOptions::default()
+            .with_threads(options.threads as usize)
+            .with_verify(match options.verify_weights {
+                true => Verify::Full,
+                false => Verify::Structure,
+            })
+            .with_memory_limit_bytes(options.memory_limit_bytes)
+            .with_context_tokens(options.context_tokens.map(|tokens| tokens as usize))
+            .with_kv(options.kv.map(niwaki::KvElement::from))
     }
 }
 
@@ -87,31 +107,27 @@ impl GenerateOptions {
     /// As the engine wants them, with a model's own defaults where the caller has none.
     pub(crate) fn for_model(&self, defaults: &GenerationDefaults) -> niwaki::GenerateOptions {
         let sampling = match &self.sampling {
-            Some(sampling) => niwaki::Sampling {
-                temperature: sampling.temperature,
-                top_k: sampling.top_k.map(|k| k as usize),
-                top_p: sampling.top_p,
-                min_p: sampling.min_p,
-                repetition_penalty: sampling.repetition_penalty.map(|penalty| {
-                    niwaki::RepetitionPenalty {
-                        factor: penalty.factor,
-                        last_tokens: penalty.last_tokens.map(|tokens| tokens as usize),
-                    }
-                }),
-                seed: self.seed,
-            },
+            Some(sampling) => niwaki::Sampling::GREEDY
+                .with_temperature(sampling.temperature)
+                .with_top_k(sampling.top_k.map(|k| k as usize))
+                .with_top_p(sampling.top_p)
+                .with_min_p(sampling.min_p)
+                .with_repetition_penalty(sampling.repetition_penalty.map(|penalty| {
+                    niwaki::RepetitionPenalty::new(penalty.factor)
+                        .with_last_tokens(penalty.last_tokens.map(|tokens| tokens as usize))
+                }))
+                .with_seed(self.seed),
             None => niwaki::Sampling::from_defaults(defaults, self.seed),
         };
-        niwaki::GenerateOptions {
-            max_new_tokens: self.max_new_tokens as usize,
-            sampling,
-            stop_tokens: Vec::new(),
-            stop_strings: self.stop_strings.clone(),
-            context_end: match self.context_end {
-                ContextEnd::Stop => niwaki::ContextEnd::Stop,
-                ContextEnd::Refuse => niwaki::ContextEnd::Refuse,
-                ContextEnd::ForgetOldest => niwaki::ContextEnd::ForgetOldest,
-            },
-        }
+        let context_end = match self.context_end {
+            ContextEnd::Stop => niwaki::ContextEnd::Stop,
+            ContextEnd::Refuse => niwaki::ContextEnd::Refuse,
+            ContextEnd::ForgetOldest => niwaki::ContextEnd::ForgetOldest,
+        };
+        niwaki::GenerateOptions::default()
+            .with_max_new_tokens(self.max_new_tokens as usize)
+            .with_sampling(sampling)
+            .with_stop_strings(self.stop_strings.clone())
+            .with_context_end(context_end)
     }
 }

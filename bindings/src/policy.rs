@@ -1,7 +1,7 @@
 //! What a router goes by.
 
 use crate::error::{NiwakiError, chain};
-use niwaki::route;
+use niwaki_route as route;
 
 /// Which backend is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]

@@ -7,12 +7,11 @@ use crate::engine::Engine;
 use crate::error::NiwakiError;
 use crate::options::GenerateOptions;
 use crate::policy::RoutingPolicy;
-use crate::stream::{Ended, FinishReason, Stream};
+use crate::stream::{AHEAD, FinishReason, ToldOnce, no_thread};
 use crate::transport::Transport;
 use niwaki::bundle::GenerationDefaults;
-use niwaki::route::{self, BackendFailure, RouteFailure};
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use niwaki_route::{self as route, BackendFailure, RouteFailure};
+use std::sync::Arc;
 
 /// Answers requests on the device or from an endpoint, as its policy says, and tells why.
 ///
@@ -49,7 +48,7 @@ pub struct RoutedFinish {
     pub cloud_new_tokens: Option<u64>,
 }
 
-impl Ended for RoutedFinish {
+impl RoutedFinish {
     fn failed() -> RoutedFinish {
         RoutedFinish {
             reason: FinishReason::Failed,
@@ -81,10 +80,10 @@ impl Router {
         let mut defaults = GenerationDefaults::default();
         if let Some(engine) = engine {
             defaults = engine.engine().generation_defaults().clone();
-            router = router.with_local(Arc::new(route::LocalChat::new(engine.engine())?));
+            router = router.with_backend(Arc::new(route::LocalModel::new(engine.engine())?));
         }
         if let Some(endpoint) = endpoint {
-            router = router.with_cloud(Arc::new(client(endpoint, api_key, transport)?));
+            router = router.with_backend(Arc::new(client(endpoint, api_key, transport)?));
         }
         Ok(Arc::new(Router {
             router: Arc::new(router),
@@ -97,44 +96,15 @@ impl Router {
     /// # Errors
     /// [`NiwakiError::Internal`] when the system has no thread left.
     pub fn answer(&self, request: RouteRequest) -> Result<Arc<RoutedStream>, NiwakiError> {
-        let router = self.router.clone();
         let request = route::RouteRequest {
-            chat: niwaki::ChatRequest {
-                messages: request.messages.into_iter().map(Into::into).collect(),
-                options: request.options.for_model(&self.defaults),
-            },
+            prompt: route::Prompt::Chat(request.messages.into_iter().map(Into::into).collect()),
+            options: request.options.for_model(&self.defaults),
             on_device_only: request.on_device_only,
         };
-        let record = Arc::new(Record::default());
-        let stream = Stream::start({
-            let record = record.clone();
-            move |feed| {
-                let answer = router.answer(&request, feed.cancellation(), &mut |text, decision| {
-                    record.begin(decision);
-                    match feed.put(text.to_owned()) {
-                        true => ControlFlow::Continue(()),
-                        false => ControlFlow::Break(()),
-                    }
-                });
-                match answer {
-                    Ok(answer) => {
-                        record.end(&answer.decision);
-                        let usage = answer.cloud.as_ref().and_then(|cloud| cloud.usage);
-                        Ok(RoutedFinish {
-                            reason: Some(answer.finish_reason).into(),
-                            cloud_prompt_tokens: usage.map(|usage| usage.prompt_tokens),
-                            cloud_new_tokens: usage.map(|usage| usage.completion_tokens),
-                            cloud_reason: answer.cloud.and_then(|cloud| cloud.finish_reason),
-                        })
-                    }
-                    Err(error) => {
-                        record.end(&error.decision);
-                        Err(error.failure.into())
-                    }
-                }
-            }
-        })?;
-        Ok(Arc::new(RoutedStream { stream, record }))
+        Ok(Arc::new(RoutedStream {
+            stream: self.router.stream(request, AHEAD).map_err(no_thread)?,
+            error: ToldOnce::default(),
+        }))
     }
 
     /// How long the device is expected to take to the first token of such a prompt, by the speed of the prompts
@@ -149,8 +119,8 @@ impl Router {
 /// the stream cancels it.
 #[derive(uniffi::Object)]
 pub struct RoutedStream {
-    stream: Stream<String, RoutedFinish>,
-    record: Arc<Record>,
+    stream: route::RoutedStream,
+    error: ToldOnce,
 }
 
 #[uniffi::export]
@@ -160,44 +130,46 @@ impl RoutedStream {
     /// # Errors
     /// [`NiwakiError`], once; then the stream has ended.
     pub fn next(&self) -> Result<Option<String>, NiwakiError> {
-        self.stream.next()
+        // Tokens whose text comes with a later one are passed over.
+        while let Some(token) = self.stream.read() {
+            if !token.text.is_empty() {
+                return Ok(Some(token.text));
+            }
+        }
+        self.error.tell(self.stream.cancellation(), || {
+            Some(self.stream.end()?.err()?.failure.into())
+        })
     }
 
     /// Stops the work on the device within one layer's time, and closes the connection to the endpoint. Does not
     /// wait for that; [`next`](Self::next) does.
     pub fn cancel(&self) {
-        self.stream.cancel();
+        self.stream.cancellation().cancel();
     }
 
     /// Who answers and why, from the first piece of text on; after the end or the error it is complete.
     pub fn decision(&self) -> Option<Decision> {
-        self.record.decision()
+        self.stream.decision().as_ref().map(Decision::from)
     }
 
     /// How it ended; absent while it goes on.
     pub fn finish(&self) -> Option<RoutedFinish> {
-        self.stream.finish()
+        Some(match self.stream.end()? {
+            Ok(answer) => RoutedFinish::from(answer),
+            Err(_) => RoutedFinish::failed(),
+        })
     }
 }
 
-/// The decision of an answer, once there is one.
-#[derive(Default)]
-struct Record(Mutex<Option<Decision>>);
-
-impl Record {
-    /// The first text came.
-    fn begin(&self, decision: &route::Decision) {
-        let mut record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        record.get_or_insert_with(|| decision.into());
-    }
-
-    fn end(&self, decision: &route::Decision) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(decision.into());
-    }
-
-    fn decision(&self) -> Option<Decision> {
-        let record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        record.clone()
+impl From<route::RoutedAnswer> for RoutedFinish {
+    fn from(answer: route::RoutedAnswer) -> Self {
+        let usage = answer.cloud.as_ref().and_then(|cloud| cloud.usage);
+        RoutedFinish {
+            reason: Some(answer.finish_reason).into(),
+            cloud_prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+            cloud_new_tokens: usage.map(|usage| usage.completion_tokens),
+            cloud_reason: answer.cloud.and_then(|cloud| cloud.finish_reason),
+        }
     }
 }
 
@@ -209,7 +181,12 @@ impl From<RouteFailure> for NiwakiError {
             RouteFailure::Failed(backend) | RouteFailure::BrokeOff(backend) => match backend {
                 BackendFailure::Local(error) => (&**error).into(),
                 BackendFailure::Cloud(error) => failed(error, broke_off),
+                BackendFailure::Busy { .. } => NiwakiError::Busy,
+                _ => NiwakiError::Internal {
+                    details: failure.to_string(),
+                },
             },
+            RouteFailure::Panicked => NiwakiError::panicked(),
             _ => NiwakiError::Internal {
                 details: failure.to_string(),
             },

@@ -1,9 +1,11 @@
 //! Tokens from a thread that generates to one that reads.
 
 use crate::error::NiwakiError;
-use niwaki::{Cancellation, GenerateError};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use niwaki::{Cancellation, GenerateError, Panicked, Stream};
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A generated token.
 #[derive(Clone, PartialEq, Eq, uniffi::Record)]
@@ -38,6 +40,10 @@ pub enum FinishReason {
     StopString,
     /// The context is full.
     ContextFull,
+    /// No token was allowed to follow.
+    NothingAllowed,
+    /// A filter ended the text.
+    Filtered,
     /// It was cancelled.
     Cancelled,
     /// It broke off with an error.
@@ -53,14 +59,17 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
             }
             Some(niwaki::FinishReason::StopString) => FinishReason::StopString,
             Some(niwaki::FinishReason::ContextFull) => FinishReason::ContextFull,
-            Some(niwaki::FinishReason::Failed) => FinishReason::Failed,
+            Some(niwaki::FinishReason::NothingAllowed) => FinishReason::NothingAllowed,
+            Some(niwaki::FinishReason::Filtered) => FinishReason::Filtered,
             // One that nobody reads to its end.
             Some(niwaki::FinishReason::Cancelled) | None => FinishReason::Cancelled,
+            // And what has no name here yet: nobody shall take it for a good end.
+            Some(_) => FinishReason::Failed,
         }
     }
 }
 
-impl Ended for Finish {
+impl Finish {
     fn failed() -> Finish {
         Finish {
             reason: FinishReason::Failed,
@@ -75,7 +84,8 @@ impl Ended for Finish {
 /// cancels it.
 #[derive(uniffi::Object)]
 pub struct TokenStream {
-    stream: Stream<Token, Finish>,
+    stream: Stream<Token, Result<Finish, NiwakiError>>,
+    error: ToldOnce,
 }
 
 #[uniffi::export]
@@ -85,7 +95,12 @@ impl TokenStream {
     /// # Errors
     /// [`NiwakiError`], once; then the stream has ended.
     pub fn next(&self) -> Result<Option<Token>, NiwakiError> {
-        self.stream.next()
+        match self.stream.read() {
+            Some(token) => Ok(Some(token)),
+            None => self
+                .error
+                .tell(self.stream.cancellation(), || self.end()?.err()),
+        }
     }
 
     /// Stops the work, which ends within one layer's time, in prefill as in decode. Does not wait for that;
@@ -96,161 +111,73 @@ impl TokenStream {
 
     /// How it ended; `None` while it goes on.
     pub fn finish(&self) -> Option<Finish> {
-        self.stream.finish()
+        Some(self.end()?.unwrap_or_else(|_| Finish::failed()))
     }
 
     /// Operators that were begun for it: how much was computed, in a measure that no machine's speed changes.
     pub fn operators_begun(&self) -> u64 {
-        self.stream.shared.cancellation.operators_begun()
+        self.stream.cancellation().operators_begun()
     }
 }
 
 impl TokenStream {
     /// Runs `work` on a thread of its own.
     pub(crate) fn start(
-        work: impl FnOnce(&Feed<Token, Finish>) -> Result<Finish, NiwakiError> + Send + 'static,
+        work: impl FnOnce(&Feed<'_>) -> Result<Finish, NiwakiError> + Send + 'static,
     ) -> Result<Arc<TokenStream>, NiwakiError> {
-        let stream = Stream::start(work)?;
-        Ok(Arc::new(TokenStream { stream }))
+        let stream = Stream::start(AHEAD, |feed| work(&Feed(feed))).map_err(no_thread)?;
+        Ok(Arc::new(TokenStream {
+            stream,
+            error: ToldOnce::default(),
+        }))
     }
 
     /// Whether it has neither ended nor been cancelled.
     pub(crate) fn goes_on(&self) -> bool {
-        self.stream.goes_on()
+        !self.stream.is_over() && !self.stream.cancellation().is_cancelled()
+    }
+
+    fn end(&self) -> Option<Result<Finish, NiwakiError>> {
+        let end = self.stream.end()?;
+        Some(end.unwrap_or_else(|Panicked| Err(NiwakiError::panicked())))
     }
 }
 
-/// How a stream ends, also when it fails.
-pub(crate) trait Ended: Clone + Send + 'static {
-    fn failed() -> Self;
-}
+/// A thread goes on when what it made was read.
+pub(crate) const AHEAD: NonZeroUsize = NonZeroUsize::MIN;
 
-/// Items from a thread that is at most one of them ahead of its reader. Dropping the stream cancels it.
-pub(crate) struct Stream<I, F> {
-    shared: Arc<Shared<I, F>>,
-}
-
-struct Shared<I, F> {
-    cancellation: Cancellation,
-    state: Mutex<State<I, F>>,
-    changed: Condvar,
-}
-
-struct State<I, F> {
-    /// The item that waits to be read, or the error.
-    waiting: Option<Result<I, NiwakiError>>,
-    /// Set when nothing more will come, last of all.
-    finish: Option<F>,
-}
-
-impl<I: Send + 'static, F: Ended> Stream<I, F> {
-    /// Runs `work` on a thread of its own.
-    pub(crate) fn start(
-        work: impl FnOnce(&Feed<I, F>) -> Result<F, NiwakiError> + Send + 'static,
-    ) -> Result<Stream<I, F>, NiwakiError> {
-        let shared = Arc::new(Shared {
-            cancellation: Cancellation::new(),
-            state: Mutex::new(State {
-                waiting: None,
-                finish: None,
-            }),
-            changed: Condvar::new(),
-        });
-        let feed = Feed {
-            shared: shared.clone(),
-        };
-        std::thread::Builder::new()
-            .name("niwaki".into())
-            .spawn(move || {
-                let result = catch_unwind(AssertUnwindSafe(|| work(&feed)));
-                feed.end(result.unwrap_or_else(|_| Err(NiwakiError::panicked())));
-            })
-            .map_err(|error| NiwakiError::Internal {
-                details: format!("no thread can be started: {error}"),
-            })?;
-        Ok(Stream { shared })
+pub(crate) fn no_thread(error: io::Error) -> NiwakiError {
+    NiwakiError::Internal {
+        details: format!("no thread can be started: {error}"),
     }
+}
 
-    /// Waits for the next item; `None` when the stream has ended.
-    pub(crate) fn next(&self) -> Result<Option<I>, NiwakiError> {
-        let mut state = self.shared.state();
-        loop {
-            if let Some(item) = state.waiting.take() {
-                self.shared.changed.notify_all();
-                return item.map(Some);
-            }
-            if state.finish.is_some() {
-                return Ok(None);
-            }
-            state = self.shared.wait(state);
+/// The error at the end of a stream: told once, and not to whoever cancelled.
+#[derive(Default)]
+pub(crate) struct ToldOnce(AtomicBool);
+
+impl ToldOnce {
+    pub(crate) fn tell<T>(
+        &self,
+        cancellation: &Cancellation,
+        error: impl FnOnce() -> Option<NiwakiError>,
+    ) -> Result<Option<T>, NiwakiError> {
+        if self.0.swap(true, Ordering::SeqCst) || cancellation.is_cancelled() {
+            return Ok(None);
         }
-    }
-
-    pub(crate) fn finish(&self) -> Option<F> {
-        self.shared.state().finish.clone()
-    }
-
-    fn goes_on(&self) -> bool {
-        let state = self.shared.state();
-        state.finish.is_none() && !self.shared.cancellation.is_cancelled()
+        error().map_or(Ok(None), Err)
     }
 }
 
-impl<I, F> Stream<I, F> {
-    pub(crate) fn cancel(&self) {
-        let mut state = self.shared.state();
-        self.shared.cancellation.cancel();
-        state.waiting = None;
-        self.shared.changed.notify_all();
-    }
-}
+/// The end of a stream that tokens go in at.
+pub(crate) struct Feed<'a>(&'a niwaki::Feed<Token>);
 
-impl<I, F> Drop for Stream<I, F> {
-    fn drop(&mut self) {
-        self.cancel();
-    }
-}
-
-/// The end of a stream that items go in at.
-pub(crate) struct Feed<I, F> {
-    shared: Arc<Shared<I, F>>,
-}
-
-impl<I, F> Feed<I, F> {
+impl Feed<'_> {
     /// What the reader cancels.
     pub(crate) fn cancellation(&self) -> &Cancellation {
-        &self.shared.cancellation
+        self.0.cancellation()
     }
 
-    /// Waits until the item was read. False: nobody will.
-    pub(crate) fn put(&self, item: I) -> bool {
-        let mut state = self.shared.state();
-        if self.shared.cancellation.is_cancelled() {
-            return false;
-        }
-        state.waiting = Some(Ok(item));
-        self.shared.changed.notify_all();
-        while state.waiting.is_some() {
-            state = self.shared.wait(state);
-        }
-        !self.shared.cancellation.is_cancelled()
-    }
-}
-
-impl<I, F: Ended> Feed<I, F> {
-    fn end(&self, result: Result<F, NiwakiError>) {
-        let mut state = self.shared.state();
-        state.finish = Some(result.unwrap_or_else(|error| {
-            if !self.shared.cancellation.is_cancelled() {
-                state.waiting = Some(Err(error));
-            }
-            F::failed()
-        }));
-        self.shared.changed.notify_all();
-    }
-}
-
-impl Feed<Token, Finish> {
     /// Passes tokens on until there are no more or nobody reads them, and counts them.
     pub(crate) fn forward(
         &self,
@@ -264,21 +191,10 @@ impl Feed<Token, Finish> {
                 id: token.id,
                 text: token.text,
             };
-            if !self.put(token) {
+            if self.0.put(token).is_break() {
                 break;
             }
         }
         Ok(count)
-    }
-}
-
-impl<I, F> Shared<I, F> {
-    fn state(&self) -> MutexGuard<'_, State<I, F>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State<I, F>>) -> MutexGuard<'a, State<I, F>> {
-        let woken = self.changed.wait(state);
-        woken.unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! An app's own HTTP stack.
 
-use niwaki::route;
+use niwaki_http as http;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,15 +116,20 @@ pub(crate) struct AppTransport(pub(crate) Arc<dyn Transport>);
 
 struct AppExchange(Arc<dyn Exchange>);
 
-impl route::Transport for AppTransport {
+impl http::Transport for AppTransport {
     fn exchange(
         &self,
-        request: route::HttpRequest,
-    ) -> Result<Arc<dyn route::Exchange>, route::TransportError> {
+        request: http::HttpRequest,
+    ) -> Result<Arc<dyn http::Exchange>, http::TransportError> {
+        if request.method != http::Method::POST {
+            return Err(http::TransportError::InvalidRequest {
+                problem: "an app's transport carries POST only",
+            });
+        }
         let exchange = self.0.exchange(HttpRequest {
-            url: request.url,
+            url: request.url.to_string(),
             headers: request.headers.into_iter().map(HttpHeader::from).collect(),
-            body: request.body,
+            body: request.body.unwrap_or_default(),
             connect_timeout_ms: millis(request.connect_timeout),
             read_timeout_ms: millis(request.read_timeout),
         })?;
@@ -132,20 +137,20 @@ impl route::Transport for AppTransport {
     }
 }
 
-impl route::Exchange for AppExchange {
-    fn send(&self) -> Result<route::ResponseHead, route::TransportError> {
+impl http::Exchange for AppExchange {
+    fn send(&self) -> Result<http::ResponseHead, http::TransportError> {
         let head = self.0.send()?;
-        Ok(route::ResponseHead {
+        Ok(http::ResponseHead {
             status: head.status,
             headers: head
                 .headers
                 .into_iter()
-                .map(route::HttpHeader::from)
+                .map(http::HttpHeader::from)
                 .collect(),
         })
     }
 
-    fn read(&self) -> Result<Option<Vec<u8>>, route::TransportError> {
+    fn read(&self) -> Result<Option<Vec<u8>>, http::TransportError> {
         Ok(self.0.read()?)
     }
 
@@ -155,8 +160,8 @@ impl route::Exchange for AppExchange {
     }
 }
 
-impl From<route::HttpHeader> for HttpHeader {
-    fn from(header: route::HttpHeader) -> Self {
+impl From<http::HttpHeader> for HttpHeader {
+    fn from(header: http::HttpHeader) -> Self {
         HttpHeader {
             name: header.name,
             value: header.value,
@@ -164,28 +169,28 @@ impl From<route::HttpHeader> for HttpHeader {
     }
 }
 
-impl From<HttpHeader> for route::HttpHeader {
+impl From<HttpHeader> for http::HttpHeader {
     fn from(header: HttpHeader) -> Self {
-        route::HttpHeader {
+        http::HttpHeader {
             name: header.name,
             value: header.value,
         }
     }
 }
 
-impl From<TransportError> for route::TransportError {
+impl From<TransportError> for http::TransportError {
     fn from(error: TransportError) -> Self {
         match error {
-            TransportError::Refused => route::TransportError::Refused,
-            TransportError::Unreachable => route::TransportError::Unreachable,
-            TransportError::Dns => route::TransportError::Dns,
-            TransportError::Tls { reason } => route::TransportError::Tls {
+            TransportError::Refused => http::TransportError::Refused,
+            TransportError::Unreachable => http::TransportError::Unreachable,
+            TransportError::Dns => http::TransportError::Dns,
+            TransportError::Tls { reason } => http::TransportError::Tls {
                 reason: reason.chars().take(MAX_REASON_CHARS).collect(),
             },
-            TransportError::ConnectTimeout => route::TransportError::ConnectTimeout,
-            TransportError::Interrupted => route::TransportError::Interrupted,
-            TransportError::NotHttp => route::TransportError::NotHttp,
-            TransportError::Failed => route::TransportError::Failed,
+            TransportError::ConnectTimeout => http::TransportError::ConnectTimeout,
+            TransportError::Interrupted => http::TransportError::Interrupted,
+            TransportError::NotHttp => http::TransportError::NotHttp,
+            TransportError::Failed => http::TransportError::Failed,
         }
     }
 }

@@ -7,7 +7,7 @@
 # cargo-web and rust-web-src, whose sources the standard library is built from; clang-22, lld-22 and llvm-22.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=$PWD/target/mobile
+out=$(bindings/target-folder.sh)/mobile
 largest_bytes=6000000
 
 export CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_UNSTABLE_BUILD_STD=std CARGO_TARGET_DIR=$out
@@ -18,7 +18,7 @@ if [ -z "${ANDROID_NDK_HOME:-}" ]; then
 fi
 
 # One profile for all: they share what is compiled for this machine.
-shipped=(--profile dist -p niwaki-kernels -p niwaki -p niwaki-bindings)
+shipped=(--profile dist -p niwaki-kernels -p niwaki -p niwaki-http -p niwaki-openai -p niwaki-route -p niwaki-bindings)
 
 echo "building for arm64 Android"
 CARGO_PROFILE_DIST_STRIP=none android/build-native.sh "$out/android" arm64-v8a

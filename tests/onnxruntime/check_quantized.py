@@ -69,7 +69,7 @@ def stream(tokenizer, text):
 
 
 def perplexity(running, tokens, dim):
-    """Over windows that do not see each other, as `niwaki eval` cuts them."""
+    """Over windows that do not see each other, as `niwaki eval --window` cuts them."""
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, WINDOW):
         ids = tokens[start : start + WINDOW + 1]
@@ -129,7 +129,8 @@ class Checks:
         """What `niwaki eval` says of the bundle that `niwaki build` makes with the same weights."""
         build = [self.niwaki, "build", str(folder), "-o", str(bundle), "--weights", weights]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-        evaluate = [self.niwaki, "eval", str(bundle), "--text", str(text), "--window", str(WINDOW), "--json"]
+        evaluate = [self.niwaki, "eval", str(bundle), "--text", str(text), "--window", str(WINDOW)]
+        evaluate += ["--bos", "passage", "--json"]
         return json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)["perplexity"]
 
     def model(self, folder):

@@ -5,8 +5,9 @@
 mod synthetic;
 
 use niwaki_bindings::{
-    BundleSource, ContextEnd, Engine, Finish, FinishReason, GenerateOptions, LogLevel, LogSink,
-    Message, NiwakiError, OpenOptions, Role, Sampling, TokenStream, memory_plan, set_log_sink,
+    BundleSource, ContextEnd, Engine, Finish, FinishReason, GenerateOptions, KvElement, LogLevel,
+    LogSink, Message, NiwakiError, OpenOptions, Role, Sampling, TokenStream, memory_plan,
+    set_log_sink,
 };
 use std::fs::File;
 use std::io::Write;
@@ -23,6 +24,7 @@ fn open_options() -> OpenOptions {
         threads: 1,
         memory_limit_bytes: None,
         context_tokens: None,
+        kv: None,
         verify_weights: true,
     }
 }
@@ -50,13 +52,18 @@ fn endless() -> GenerateOptions {
     }
 }
 
+/// As many tokens as the tokenizer has.
+const DECODER: Decoder = Decoder {
+    vocabulary: 8,
+    ..Decoder::TINY
+};
+
 fn write_model(folder: &Path) -> BundleSource {
+    write_decoder(folder, DECODER)
+}
+
+fn write_decoder(folder: &Path, decoder: Decoder) -> BundleSource {
     let path = folder.join("model.niwaki");
-    // As many tokens as the tokenizer has.
-    let decoder = Decoder {
-        vocabulary: 8,
-        ..Decoder::TINY
-    };
     decoder.write_with(&path, 1, |writer| {
         writer.set_tokenizer(synthetic::TOKENIZER.as_bytes().to_vec());
         writer.set_chat_template(TEMPLATE);
@@ -184,6 +191,106 @@ fn a_conversation_keeps_its_turns() {
     use Role::{Assistant, System, User};
     assert_eq!(roles, [System, User, Assistant, User, Assistant]);
     assert_eq!(messages[2].content, texts.concat());
+}
+
+/// Names of the fields of a struct.
+fn fields(debugged: &impl std::fmt::Debug) -> Vec<String> {
+    let text = format!("{debugged:#?}");
+    let names = text.lines().filter_map(|line| {
+        let field = line.strip_prefix("    ")?;
+        let (name, _) = field.split_once(": ")?;
+        (!name.starts_with(' ')).then(|| name.to_owned())
+    });
+    names.collect()
+}
+
+#[test]
+fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
+    let generate = generate_options(1);
+    let sampling = generate.sampling.unwrap();
+    for (engine, apps, left_out) in [
+        (
+            fields(&niwaki::OpenOptions::default()),
+            fields(&open_options()),
+            // Apps choose whether the weights are compared, and never the instruction set.
+            &["verify", "isa"][..],
+        ),
+        (
+            fields(&niwaki::GenerateOptions::default()),
+            fields(&generate),
+            // Apps have no tokens, only text.
+            &["stop_tokens"],
+        ),
+        (
+            fields(&niwaki::Sampling::default()),
+            fields(&sampling),
+            // Beside it: it also holds where the model's own defaults choose.
+            &["seed"],
+        ),
+    ] {
+        assert!(engine.len() > left_out.len(), "{engine:?}");
+        for option in &engine {
+            assert!(
+                apps.contains(option) != left_out.contains(&option.as_str()),
+                "{option}: of the engine {engine:?}, of apps {apps:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_are_kept_as_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    // Heads without padding.
+    let decoder = Decoder {
+        head_dim: 32,
+        ..DECODER
+    };
+    let source = write_decoder(folder.path(), decoder);
+    let bytes = |kv: Option<KvElement>| {
+        let options = OpenOptions {
+            kv,
+            ..open_options()
+        };
+        let engine = Engine::open(source.clone(), options).unwrap();
+        let session = engine.session().unwrap();
+        read(&session.generate("abc".into(), generate_options(5)).unwrap());
+        let plan = engine.memory_plan();
+        let kept = plan
+            .parts
+            .iter()
+            .find(|part| part.name == "keys and values");
+        kept.unwrap().size_bytes
+    };
+    let [i8, f16, f32] =
+        [KvElement::I8, KvElement::F16, KvElement::F32].map(|element| bytes(Some(element)));
+    assert!(i8 < f16 && f16 < f32, "{i8} {f16} {f32}");
+    assert_eq!(bytes(None), f16);
+}
+
+#[test]
+fn more_threads_than_the_system_could_start_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = write_model(folder.path());
+    for threads in [257, 100_000, u32::MAX] {
+        let options = OpenOptions {
+            threads,
+            ..open_options()
+        };
+        let errors = [
+            Engine::open(source.clone(), options.clone()).err(),
+            memory_plan(source.clone(), options).err(),
+        ];
+        for error in errors {
+            let Some(NiwakiError::InvalidArgument { details }) = error else {
+                unreachable!("{error:?}")
+            };
+            assert!(
+                details.contains(&threads.to_string()) && details.contains("256"),
+                "{details}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn engine() -> Arc<Engine> {
         threads: 1,
         memory_limit_bytes: None,
         context_tokens: None,
+        kv: None,
         verify_weights: true,
     };
     Engine::open(source, options).unwrap()
@@ -482,7 +483,7 @@ fn a_key_that_cannot_be_had_sends_nothing() {
         None,
     )
     .unwrap();
-    let (text, _) = ask(&router, request(5));
+    let (text, decision) = ask(&router, request(5));
     assert!(matches!(
         text.unwrap_err(),
         NiwakiError::Endpoint {
@@ -490,5 +491,7 @@ fn a_key_that_cannot_be_had_sends_nothing() {
             ..
         }
     ));
+    let tried = &decision.tried[0];
+    assert_eq!((tried.code.as_str(), tried.sent), ("key_unavailable", 0));
     assert_eq!(server.accepted(), 0);
 }

@@ -215,9 +215,9 @@ fn text_that_is_not_utf8_is_refused_with_the_offset() {
 }
 
 #[test]
-fn a_text_without_words_is_refused() {
+fn an_empty_text_is_refused() {
     let folder = Folder::new();
-    let text = folder.file("text.txt", "\n\n\n");
+    let text = folder.file("text.txt", "");
     insta::assert_snapshot!(
         folder.failure(&mut niwaki!("eval", demo_export(), "--text", text), FAILURE)
     );
@@ -230,6 +230,15 @@ fn an_unknown_instruction_set_is_refused_with_the_known_ones() {
     demo_bundle(&bundle);
     let mut command = niwaki!("run", bundle, "hello");
     insta::assert_snapshot!(folder.failure(command.env("NIWAKI_ISA", "mmx"), FAILURE));
+}
+
+#[test]
+fn more_threads_than_the_system_could_start_are_refused() {
+    let folder = Folder::new();
+    let bundle = folder.path("model.niwaki");
+    demo_bundle(&bundle);
+    let mut command = niwaki!("run", bundle, "hello", "--threads", "100000");
+    insta::assert_snapshot!(folder.failure(&mut command, FAILURE));
 }
 
 #[test]

@@ -39,11 +39,7 @@ static BUNDLES: LazyLock<Bundles> = LazyLock::new(|| {
 fn open(bundle: &Path, isa: Isa, threads: usize) -> Engine {
     Engine::open(
         bundle,
-        &OpenOptions {
-            isa: Some(isa),
-            threads,
-            ..OpenOptions::default()
-        },
+        &OpenOptions::default().with_isa(isa).with_threads(threads),
     )
     .unwrap()
 }
@@ -107,17 +103,15 @@ fn a_seed_tells_the_same_story_everywhere() {
     let engine = open(&BUNDLES.path("int4"), Isa::detect(), 2);
     let mut prompt = vec![0];
     prompt.extend(engine.tokenizer().unwrap().encode(PROMPT, false).unwrap());
-    let options = GenerateOptions {
-        max_new_tokens: 24,
-        sampling: Sampling {
-            temperature: 0.8,
-            top_k: Some(40),
-            top_p: Some(0.95),
-            seed: 7,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default()
+        .with_max_new_tokens(24)
+        .with_sampling(
+            Sampling::GREEDY
+                .with_temperature(0.8)
+                .with_top_k(40)
+                .with_top_p(0.95)
+                .with_seed(7),
+        );
     let mut session = engine.session().unwrap();
     let story: String = session
         .generate(&prompt, &options)

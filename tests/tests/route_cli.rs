@@ -83,7 +83,8 @@ fn the_decision_is_in_the_json() {
     assert_eq!(stderr, "");
     assert_eq!(outcome["text"], "from afar");
     let decision = &outcome["decision"];
-    assert_eq!(decision["answered_by"], "cloud");
+    assert_eq!(decision["answered_by"]["kind"], "cloud");
+    assert_eq!(decision["answered_by"]["name"], "endpoint");
     assert_eq!(decision["reason"]["kind"], "prompt_over_limit");
     assert_eq!(decision["prompt_tokens"], outcome["prompt_tokens"]);
     assert!(!decision.to_string().contains("king"));
@@ -119,6 +120,19 @@ fn plaintext_to_another_machine_is_refused_before_anything_is_sent() {
     assert_eq!(code, Some(1));
     assert!(stderr.contains("unencrypted"), "{stderr}");
     assert!(stderr.contains("--cloud-allow-plaintext"), "{stderr}");
+}
+
+#[test]
+fn a_port_that_is_none_is_an_error_and_no_other_port() {
+    for port in ["99999", "0", "", "http"] {
+        let (code, text, stderr) =
+            output(run(&format!("https://127.0.0.1:{port}")).args(["--routing", "cloud-only"]));
+        assert_eq!((code, text.as_str()), (Some(1), ""), "{port:?}");
+        assert!(
+            stderr.contains("its port is not a number from 1 to 65535"),
+            "{stderr}"
+        );
+    }
 }
 
 /// Sockets a run opens, connects and sends over, watched from outside; `None` where that cannot be watched.

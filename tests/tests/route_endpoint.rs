@@ -7,8 +7,9 @@ use endpoint::asking::{KEY, SHORT, WORDS, answered_with, ask, client, error_of, 
 use endpoint::{
     Connection, Endpoint, HUNG, STREAM_HEAD, dead_port, ending, good_answer, piece, status,
 };
-use niwaki::route::{CloudAnswer, CloudError, CloudUsage, ProtocolProblem, TimeoutPhase, TooLarge};
 use niwaki::{Cancellation, GenerateOptions, Message};
+use niwaki_openai::Usage;
+use niwaki_route::{CloudAnswer, CloudError, ProtocolProblem, TimeoutPhase, TooLarge};
 use std::ops::ControlFlow;
 use std::sync::mpsc;
 use std::thread;
@@ -23,9 +24,10 @@ fn an_answer_streams_and_says_why_it_ended() {
         answer.unwrap(),
         CloudAnswer {
             finish_reason: Some("stop".into()),
-            usage: Some(CloudUsage {
+            usage: Some(Usage {
                 prompt_tokens: 3,
-                completion_tokens: 2
+                completion_tokens: 2,
+                total_tokens: 0
             }),
             sent: 1
         }

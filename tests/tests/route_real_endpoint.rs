@@ -2,8 +2,9 @@
 //! this; without one there is nothing to test.
 #![allow(clippy::unwrap_used)]
 
-use niwaki::route::{CloudClient, CloudError, CloudOptions, HttpsTransport, RetryPolicy};
 use niwaki::{Cancellation, GenerateOptions, Message, Sampling};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{CloudClient, CloudError, CloudOptions, RetryPolicy};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -40,15 +41,9 @@ fn client(server: &Server, key: &str) -> CloudClient {
 }
 
 fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens,
-        sampling: Sampling {
-            temperature: 1.0,
-            seed: 7,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    }
+    GenerateOptions::default()
+        .with_max_new_tokens(max_new_tokens)
+        .with_sampling(Sampling::GREEDY.with_temperature(1.0).with_seed(7))
 }
 
 fn messages() -> [Message; 2] {

@@ -7,8 +7,9 @@ use endpoint::asking::{
     WORDS, answered_with, ask, ask_until, client, client_over, error_of, options, retrying,
 };
 use endpoint::{Certificate, Connection, Endpoint, HUNG, STREAM_HEAD, good_answer, piece, status};
-use niwaki::route::{CloudClient, CloudError, HttpsTransport};
 use niwaki::{Cancellation, GenerateOptions, Message};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{CloudClient, CloudError};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};

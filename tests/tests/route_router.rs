@@ -4,15 +4,16 @@
 mod endpoint;
 
 use endpoint::{Endpoint, HUNG, STREAM_HEAD, dead_port, good_answer, piece, status};
-use niwaki::route::{
-    Backend, BackendFailure, CloudClient, CloudError, CloudOptions, Exchange, HttpHeader,
-    HttpRequest, HttpsTransport, LocalAnswer, LocalModel, Policy, PromptSize, Reason, Refusal,
-    ResponseHead, RetryPolicy, RouteError, RouteFailure, RouteRequest, RoutedAnswer, Router,
-    RoutingMode, Transport, TransportError,
-};
 use niwaki::{
-    Cancellation, ChatRequest, FinishReason, GenerateError, GenerateOptions, Message, SessionError,
-    Token,
+    Cancellation, FinishReason, GenerateError, GenerateOptions, Message, SessionError, Token,
+};
+use niwaki_http::{
+    Exchange, HttpHeader, HttpRequest, HttpsTransport, ResponseHead, Transport, TransportError,
+};
+use niwaki_route::{
+    Backend, BackendAnswer, BackendFailure, BackendKind, Capabilities, CloudClient, CloudError,
+    CloudOptions, Decision, Policy, Prompt, PromptSize, Reason, Refusal, RetryPolicy, RouteError,
+    RouteFailure, RouteRequest, RoutedAnswer, Router, RoutingMode, Unanswered,
 };
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,31 +42,40 @@ impl Model {
     };
 }
 
-impl LocalModel for Model {
-    fn context_tokens(&self) -> usize {
-        100
+impl Backend for Model {
+    fn name(&self) -> &str {
+        "device"
     }
 
-    fn measure(&self, _: &ChatRequest) -> Result<PromptSize, GenerateError> {
-        Ok(PromptSize {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            kind: BackendKind::Local,
+            chats: true,
+            plain_prompts: false,
+            context_tokens: Some(100),
+        }
+    }
+
+    fn measure(&self, _: &Prompt) -> Result<Option<PromptSize>, BackendFailure> {
+        Ok(Some(PromptSize {
             tokens: self.prompt_tokens,
             computed_tokens: 0,
-        })
+        }))
     }
 
     fn answer(
         &self,
-        _: &ChatRequest,
+        _: &RouteRequest,
         cancellation: &Cancellation,
         on_token: &mut dyn FnMut(Token) -> ControlFlow<()>,
-    ) -> Result<LocalAnswer, GenerateError> {
-        let mut answer = LocalAnswer {
-            finish_reason: FinishReason::Cancelled,
+    ) -> Result<BackendAnswer, Unanswered> {
+        let mut answer = BackendAnswer {
             prefill: Some((self.prompt_tokens, self.prefill)),
+            ..BackendAnswer::ended(FinishReason::Cancelled)
         };
         for number in 0..=self.says.len() {
             if self.fails_at == Some(number) {
-                return Err(GenerateError::Session(SessionError::NoTokens));
+                return Err(GenerateError::Session(SessionError::NoTokens).into());
             }
             if cancellation.is_cancelled() {
                 return Ok(answer);
@@ -105,7 +115,7 @@ struct Memory(Mutex<Vec<String>>);
 
 impl Transport for InMemory {
     fn exchange(&self, request: HttpRequest) -> Result<Arc<dyn Exchange>, TransportError> {
-        self.0.lock().unwrap().push(request.url);
+        self.0.lock().unwrap().push(request.url.to_string());
         let parts = vec![endpoint::ending(), piece("memory"), piece("in ")];
         Ok(Arc::new(Memory(Mutex::new(parts))))
     }
@@ -151,12 +161,15 @@ fn policy(mode: RoutingMode) -> Policy {
 
 fn request() -> RouteRequest {
     RouteRequest {
-        chat: ChatRequest {
-            messages: vec![Message::user(WORDS)],
-            options: GenerateOptions::default(),
-        },
+        prompt: Prompt::Chat(vec![Message::user(WORDS)]),
+        options: GenerateOptions::default(),
         on_device_only: false,
     }
+}
+
+/// Who answered.
+fn kind(decision: &Decision) -> Option<BackendKind> {
+    decision.answered_by.as_ref().map(|backend| backend.kind)
 }
 
 /// Asks, and fails the test instead of hanging. No record holds text or key.
@@ -165,7 +178,7 @@ fn ask(router: Router, request: RouteRequest) -> (String, Result<RoutedAnswer, R
     thread::spawn(move || {
         let mut text = String::new();
         let answer = router.answer(&request, &Cancellation::new(), &mut |piece, _| {
-            text.push_str(piece);
+            text.push_str(&piece.text);
             ControlFlow::Continue(())
         });
         let decision = match &answer {
@@ -189,22 +202,22 @@ fn a_prompt_over_the_limit_goes_to_the_endpoint_and_one_under_it_stays() {
     let endpoint = Endpoint::answering(good_answer(&["from ", "afar"]));
     let route = |prompt_tokens| {
         let router = Router::new(policy(RoutingMode::PreferLocal))
-            .with_local(Arc::new(Model {
+            .with_backend(Arc::new(Model {
                 prompt_tokens,
                 ..Model::GOOD
             }))
-            .with_cloud(cloud(&endpoint.url()));
+            .with_backend(cloud(&endpoint.url()));
         let (text, answer) = ask(router, request());
         (text, answer.unwrap())
     };
     let (text, answer) = route(50);
     assert_eq!((text.as_str(), endpoint.accepted()), ("on device", 0));
-    assert_eq!(answer.decision.answered_by, Some(Backend::Local));
+    assert_eq!(kind(&answer.decision), Some(BackendKind::Local));
     assert_eq!(answer.decision.reason, Some(Reason::Mode));
 
     let (text, answer) = route(51);
     assert_eq!((text.as_str(), endpoint.accepted()), ("from afar", 1));
-    assert_eq!(answer.decision.answered_by, Some(Backend::Cloud));
+    assert_eq!(kind(&answer.decision), Some(BackendKind::Cloud));
     assert_eq!(
         answer.decision.reason,
         Some(Reason::PromptOverLimit {
@@ -230,12 +243,12 @@ fn on_device_only_touches_no_transport_and_no_socket_in_any_mode() {
                 [untouched.clone(), Arc::new(HttpsTransport::new())];
             for transport in transports {
                 let router = Router::new(policy(mode))
-                    .with_local(Arc::new(Model {
+                    .with_backend(Arc::new(Model {
                         prompt_tokens,
                         fails_at,
                         ..Model::GOOD
                     }))
-                    .with_cloud(cloud_over(&endpoint.url(), transport));
+                    .with_backend(cloud_over(&endpoint.url(), transport));
                 let (_, answer) = ask(
                     router,
                     RouteRequest {
@@ -244,10 +257,10 @@ fn on_device_only_touches_no_transport_and_no_socket_in_any_mode() {
                     },
                 );
                 let answered_by = match answer {
-                    Ok(answer) => answer.decision.answered_by,
-                    Err(error) => error.decision.answered_by,
+                    Ok(answer) => kind(&answer.decision),
+                    Err(error) => kind(&error.decision),
                 };
-                assert_ne!(answered_by, Some(Backend::Cloud));
+                assert_ne!(answered_by, Some(BackendKind::Cloud));
             }
             assert_eq!(untouched.0.load(Ordering::SeqCst), 0);
         }
@@ -259,16 +272,16 @@ fn on_device_only_touches_no_transport_and_no_socket_in_any_mode() {
 fn a_dead_endpoint_leads_back_to_the_device_where_that_may_answer() {
     let dead = format!("http://127.0.0.1:{}", dead_port());
     let router = Router::new(policy(RoutingMode::PreferCloud))
-        .with_local(Arc::new(Model::GOOD))
-        .with_cloud(cloud(&dead));
+        .with_backend(Arc::new(Model::GOOD))
+        .with_backend(cloud(&dead));
     let (text, answer) = ask(router, request());
     let decision = answer.unwrap().decision;
     assert_eq!(
-        (text.as_str(), decision.answered_by),
-        ("on device", Some(Backend::Local))
+        (text.as_str(), kind(&decision)),
+        ("on device", Some(BackendKind::Local))
     );
     let tried = &decision.tried[0];
-    assert_eq!((tried.backend, tried.sent), (Backend::Cloud, 1));
+    assert_eq!((tried.backend.kind, tried.sent), (BackendKind::Cloud, 1));
     assert!(
         matches!(
             &tried.failure,
@@ -281,11 +294,11 @@ fn a_dead_endpoint_leads_back_to_the_device_where_that_may_answer() {
 
     // Over the limit the device is not asked: the failure is the answer.
     let router = Router::new(policy(RoutingMode::PreferLocal))
-        .with_local(Arc::new(Model {
+        .with_backend(Arc::new(Model {
             prompt_tokens: 51,
             ..Model::GOOD
         }))
-        .with_cloud(cloud(&dead));
+        .with_backend(cloud(&dead));
     let (text, answer) = ask(router, request());
     let error = answer.unwrap_err();
     assert!(
@@ -295,36 +308,36 @@ fn a_dead_endpoint_leads_back_to_the_device_where_that_may_answer() {
         ),
         "{error:?}"
     );
-    assert_eq!((text.as_str(), error.decision.answered_by), ("", None));
+    assert_eq!((text.as_str(), kind(&error.decision)), ("", None));
 }
 
 #[test]
 fn a_model_that_fails_before_its_first_text_is_followed_by_the_endpoint() {
     let endpoint = Endpoint::answering(good_answer(&["from afar"]));
     let router = Router::new(policy(RoutingMode::PreferLocal))
-        .with_local(Arc::new(Model {
+        .with_backend(Arc::new(Model {
             fails_at: Some(0),
             ..Model::GOOD
         }))
-        .with_cloud(cloud(&endpoint.url()));
+        .with_backend(cloud(&endpoint.url()));
     let (text, answer) = ask(router, request());
     let decision = answer.unwrap().decision;
     assert_eq!(
-        (text.as_str(), decision.answered_by),
-        ("from afar", Some(Backend::Cloud))
+        (text.as_str(), kind(&decision)),
+        ("from afar", Some(BackendKind::Cloud))
     );
-    assert_eq!(decision.tried[0].backend, Backend::Local);
+    assert_eq!(decision.tried[0].backend.kind, BackendKind::Local);
 }
 
 #[test]
 fn an_answer_that_has_begun_is_never_begun_anew() {
     let endpoint = Endpoint::answering(good_answer(&["from afar"]));
     let router = Router::new(policy(RoutingMode::PreferLocal))
-        .with_local(Arc::new(Model {
+        .with_backend(Arc::new(Model {
             fails_at: Some(1),
             ..Model::GOOD
         }))
-        .with_cloud(cloud(&endpoint.url()));
+        .with_backend(cloud(&endpoint.url()));
     let (text, answer) = ask(router, request());
     let error = answer.unwrap_err();
     assert!(
@@ -338,8 +351,8 @@ fn an_answer_that_has_begun_is_never_begun_anew() {
 
     let breaking = Endpoint::answering(format!("{STREAM_HEAD}{}", piece("from ")));
     let router = Router::new(policy(RoutingMode::PreferCloud))
-        .with_local(Arc::new(Model::GOOD))
-        .with_cloud(cloud(&breaking.url()));
+        .with_backend(Arc::new(Model::GOOD))
+        .with_backend(cloud(&breaking.url()));
     let (text, answer) = ask(router, request());
     let error = answer.unwrap_err();
     assert!(
@@ -350,8 +363,8 @@ fn an_answer_that_has_begun_is_never_begun_anew() {
         "{error:?}"
     );
     assert_eq!(
-        (text.as_str(), error.decision.answered_by),
-        ("from ", Some(Backend::Cloud))
+        (text.as_str(), kind(&error.decision)),
+        ("from ", Some(BackendKind::Cloud))
     );
 }
 
@@ -359,19 +372,19 @@ fn an_answer_that_has_begun_is_never_begun_anew() {
 fn both_failing_says_why_of_both() {
     let endpoint = Endpoint::answering(status("401 Unauthorized", "", ""));
     let router = Router::new(policy(RoutingMode::PreferLocal))
-        .with_local(Arc::new(Model {
+        .with_backend(Arc::new(Model {
             fails_at: Some(0),
             ..Model::GOOD
         }))
-        .with_cloud(cloud(&endpoint.url()));
+        .with_backend(cloud(&endpoint.url()));
     let error = ask(router, request()).1.unwrap_err();
-    let tried: Vec<Backend> = error
+    let tried: Vec<BackendKind> = error
         .decision
         .tried
         .iter()
-        .map(|tried| tried.backend)
+        .map(|tried| tried.backend.kind)
         .collect();
-    assert_eq!(tried, [Backend::Local, Backend::Cloud]);
+    assert_eq!(tried, [BackendKind::Local, BackendKind::Cloud]);
     assert!(
         matches!(
             &error.failure,
@@ -385,11 +398,11 @@ fn both_failing_says_why_of_both() {
 fn a_device_that_was_seen_to_be_slow_lets_the_endpoint_go_first() {
     let endpoint = Endpoint::answering(good_answer(&["from afar"]));
     let router = Router::new(policy(RoutingMode::PreferLocal))
-        .with_local(Arc::new(Model {
+        .with_backend(Arc::new(Model {
             prefill: Duration::from_secs(2),
             ..Model::GOOD
         }))
-        .with_cloud(cloud(&endpoint.url()));
+        .with_backend(cloud(&endpoint.url()));
     let answer = |router: &Router| {
         router
             .answer(&request(), &Cancellation::new(), &mut |_, _| {
@@ -400,14 +413,14 @@ fn a_device_that_was_seen_to_be_slow_lets_the_endpoint_go_first() {
     };
     let first = answer(&router);
     assert_eq!(
-        (first.answered_by, first.predicted_first_token_ms),
-        (Some(Backend::Local), None)
+        (kind(&first), first.predicted_first_token_ms),
+        (Some(BackendKind::Local), None)
     );
     let second = answer(&router);
     assert_eq!(
-        (second.answered_by, second.reason),
+        (kind(&second), second.reason),
         (
-            Some(Backend::Cloud),
+            Some(BackendKind::Cloud),
             Some(Reason::TooSlow {
                 predicted_ms: 2000,
                 max_first_token_ms: 1000
@@ -421,8 +434,8 @@ fn cancelling_ends_either_backend_and_asks_no_other() {
     let endpoint = Endpoint::answering(format!("{STREAM_HEAD}{}", piece("from ")));
     for mode in [RoutingMode::PreferLocal, RoutingMode::PreferCloud] {
         let router = Router::new(policy(mode))
-            .with_local(Arc::new(Model::GOOD))
-            .with_cloud(cloud(&endpoint.url()));
+            .with_backend(Arc::new(Model::GOOD))
+            .with_backend(cloud(&endpoint.url()));
         let mut pieces = 0;
         let answer = router
             .answer(&request(), &Cancellation::new(), &mut |_, _| {
@@ -449,7 +462,7 @@ fn an_app_brings_its_own_http_stack() {
     let urls = Arc::new(Mutex::new(Vec::new()));
     let transport = Arc::new(InMemory(urls.clone()));
     let router = Router::new(policy(RoutingMode::CloudOnly))
-        .with_cloud(cloud_over("https://api.example.com/v1", transport));
+        .with_backend(cloud_over("https://api.example.com/v1", transport));
     let (text, answer) = ask(router, request());
     assert_eq!(
         (text.as_str(), answer.unwrap().finish_reason),

@@ -7,10 +7,10 @@ mod endpoint;
 use endpoint::asking::{SHORT, ask, ask_until, options};
 use endpoint::{HUNG, ending, piece};
 use niwaki::Cancellation;
-use niwaki::route::{
-    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, Exchange,
-    HttpHeader, HttpRequest, KeyUnavailable, ProtocolProblem, ResponseHead, TimeoutPhase, TooLarge,
-    Transport, TransportError,
+use niwaki_http::{Exchange, HttpHeader, HttpRequest, ResponseHead, Transport, TransportError};
+use niwaki_route::{
+    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, KeyUnavailable,
+    ProtocolProblem, TimeoutPhase, TooLarge,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -155,7 +155,10 @@ fn an_answer_comes_over_any_transport_which_is_told_what_it_needs() {
     ));
     assert_eq!((text.as_str(), answer.unwrap().sent), ("from afar", 1));
     let request = seen.request.lock().unwrap().take().unwrap();
-    assert_eq!(request.url, "https://api.example.com/v1/chat/completions");
+    assert_eq!(
+        request.url.to_string(),
+        "https://api.example.com/v1/chat/completions"
+    );
     let value = |name: &str| {
         let mut named = request.headers.iter().filter(|header| header.name == name);
         named.next().map(|header| header.value.as_str())
@@ -403,10 +406,12 @@ fn without_its_key_nothing_is_sent() {
     }
     let script = Script::good();
     let seen = script.seen.clone();
-    let error = ask(client_with(short_options(), script, Arc::new(NoKey)))
+    let failure = ask(client_with(short_options(), script, Arc::new(NoKey)))
         .1
-        .unwrap_err()
-        .error;
-    assert_eq!(error, CloudError::KeyUnavailable);
+        .unwrap_err();
+    assert_eq!(
+        (failure.error, failure.sent),
+        (CloudError::KeyUnavailable, 0)
+    );
     assert_eq!(seen.prepared.load(Ordering::SeqCst), 0);
 }

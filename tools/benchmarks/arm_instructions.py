@@ -22,7 +22,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from prepare import HERE, ROOT, TARGET, Models, niwaki_programs, python, run, say
+from prepare import HERE, ROOT, TARGET, Models, benchmark, niwaki_programs, python, run, say
 from report import table
 from shape import find
 
@@ -46,7 +46,7 @@ TRIPLE = "aarch64-unknown-linux-gnu"
 
 
 def decode_program(profile):
-    """The `decode` example for aarch64, by the Debian toolchain that has a standard library for it."""
+    """The benchmark `decode` for aarch64, by the Debian toolchain that has a standard library for it."""
     environment = {
         **os.environ,
         "RUSTC": "/usr/bin/rustc",
@@ -56,9 +56,8 @@ def decode_program(profile):
     }
     target = ROOT / "target" / "aarch64"
     say("building decode for aarch64")
-    arguments = ["--profile", profile, "--target", TRIPLE, "--target-dir", target, "-p", "niwaki", "--example", "decode"]
-    run("/usr/bin/cargo", "build", *arguments, cwd=ROOT, env=environment)
-    return target / TRIPLE / profile / "examples" / "decode"
+    arguments = ["--profile", profile, "--target", TRIPLE, "--target-dir", target, "-p", "niwaki"]
+    return benchmark("decode", *arguments, cargo="/usr/bin/cargo", env=environment)
 
 
 def llama_cpp_sources():

@@ -2,8 +2,8 @@
 
     python3 tools/benchmarks/hot_loops.py PROGRAM [--mca llvm-mca] [--show]
 
-PROGRAM is a `decode` example with symbols, for aarch64 (as arm_instructions.py builds it: target/aarch64/
-aarch64-unknown-linux-gnu/release/examples/decode) or for x86_64 (target/release/examples/decode). A loop counts when
+PROGRAM is the benchmark `decode` with symbols, for aarch64 (as arm_instructions.py builds it and says where) or for
+x86_64 (`cargo build --profile profiling --workspace --bench decode`). A loop counts when
 it multiplies integers; its instructions are counted by what they are for, and llvm-mca models the cores below as if
 all loads hit the first cache. Needs objdump of binutils (aarch64: binutils-aarch64-linux-gnu) and llvm-mca.
 """

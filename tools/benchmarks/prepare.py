@@ -5,6 +5,7 @@ Environment:
   NIWAKI_BENCH_PROGRAMS  a folder with `niwaki` and `decode` built already
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 
 from shape import Shape
+from vocabulary import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent.resolve()
 ROOT = HERE.parents[1]
@@ -51,16 +53,23 @@ def python():
     return venv / "bin" / "python"
 
 
+def benchmark(name, *arguments, cargo="cargo", **options):
+    """A program of a folder `benches`: cargo says where it puts it."""
+    command = [cargo, "build", "--bench", name, "--message-format=json-render-diagnostics", *map(str, arguments)]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, cwd=ROOT, check=True, **options)
+    messages = (json.loads(line) for line in done.stdout.splitlines())
+    programs = [message["executable"] for message in messages if message.get("executable")]
+    return pathlib.Path(programs[-1])
+
+
 def niwaki_programs():
-    """The `niwaki` command and the `decode` example."""
+    """The `niwaki` command and the benchmark `decode`."""
     given = os.environ.get("NIWAKI_BENCH_PROGRAMS")
     if given:
         return pathlib.Path(given) / "niwaki", pathlib.Path(given) / "decode"
     say("building niwaki")
     run("cargo", "build", "--release", cwd=ROOT)
-    run("cargo", "build", "--release", "-p", "niwaki", "--example", "decode", cwd=ROOT)
-    release = ROOT / "target" / "release"
-    return release / "niwaki", release / "examples" / "decode"
+    return ROOT / "target" / "release" / "niwaki", benchmark("decode", "--release", "--workspace")
 
 
 def llama_cpp_program():
@@ -84,7 +93,8 @@ class Models:
         self.shape = Shape.load(shape_file)
         self.folder = TARGET / self.shape.name
         stamp = self.folder / "shape"
-        text = shape_file.read_text()
+        # What else the models hold, so that those without it are made anew.
+        text = f"{shape_file.read_text()}\nwith a vocabulary\n"
         if stamp.is_file() and stamp.read_text() != text:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +131,7 @@ class Models:
                 run(python(), HERE / "fill_weights.py", self.file, graph, out)
             else:
                 self._script("write_export.py", out, kind)
+            write_tokenizer(self.shape, out)
 
         return self._make(kind, make)
 

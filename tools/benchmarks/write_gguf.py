@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 
 from shape import Shape
+from vocabulary import vocabulary
 
 
 def write(shape, path, kind):
@@ -29,7 +30,15 @@ def write(shape, path, kind):
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_vocab_size(shape.vocab)
-    writer.add_tokenizer_model("no_vocab")
+    tokens, merges = vocabulary(shape.vocab)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (shape.vocab - 1)])
+    writer.add_token_merges([f"{left} {right}" for left, right in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
     random = np.random.default_rng(0)
 
     def matrix(name, rows, columns):

@@ -30,16 +30,20 @@ class RouterTest {
     private val chatModel = File(System.getProperty("niwaki.chatModel"))
     private val short = listOf(Message.user("Who was the king?"))
     private val long = listOf(Message.user("Once upon a time there was a king. ".repeat(10)))
-    private val options = GenerateOptions(maxNewTokens = 6, sampling = Sampling.Greedy)
-    private val once = EndpointRetry(maxRetries = 0)
+    private val options = GenerateOptions { maxNewTokens = 6; sampling = Sampling.Greedy }
+    private val once = EndpointRetry { maxRetries = 0 }
 
-    private fun policy(mode: RoutingMode = RoutingMode.PreferLocal) = RoutingPolicy(mode, maxLocalPromptTokens = 40)
+    private fun policy(mode: RoutingMode = RoutingMode.PreferLocal) = RoutingPolicy(mode) { maxLocalPromptTokens = 40 }
 
     /** What the library has ready, and what many apps have. */
     private val transports = listOf(HttpUrlConnectionTransport(), OkHttpTransport(OkHttpClient()))
 
     private fun endpoint(url: String, transport: Transport = transports.first()) =
-        Endpoint(url, "large", apiKey = { "sk-test" }, transport = transport, retry = once)
+        Endpoint(url, "large") {
+            apiKey = { "sk-test" }
+            this.transport = transport
+            retry = once
+        }
 
     private suspend fun <R> withRouter(policy: RoutingPolicy, endpoint: Endpoint?, use: suspend (Router) -> R): R =
         Engine.open(chatModel, oneThread).use { engine -> Router.create(policy, engine, endpoint).use { use(it) } }
@@ -81,15 +85,13 @@ class RouterTest {
     @Test
     fun `a request that may not leave the device touches no transport and no key`() = runBlocking<Unit> {
         val touched = AtomicInteger()
-        val endpoint = Endpoint(
-            url = "https://api.example.com",
-            model = "large",
-            apiKey = { touched.incrementAndGet().toString() },
-            transport = {
+        val endpoint = Endpoint("https://api.example.com", "large") {
+            apiKey = { touched.incrementAndGet().toString() }
+            transport = Transport {
                 touched.incrementAndGet()
                 throw IOException("touched")
-            },
-        )
+            }
+        }
         for (mode in RoutingMode.entries - RoutingMode.CloudOnly) {
             withRouter(policy(mode), endpoint) { router ->
                 val decision = router.ask(long, onDeviceOnly = true).last().decision
@@ -183,7 +185,7 @@ class RouterTest {
     fun `the endpoint takes over from a model that has no room and the record says why`() = runBlocking<Unit> {
         goodServer().use { server ->
             withRouter(policy(), endpoint(server.url)) { router ->
-                val refusing = GenerateOptions(maxNewTokens = 100_000, contextEnd = ContextEnd.Refuse)
+                val refusing = GenerateOptions { maxNewTokens = 100_000; contextEnd = ContextEnd.Refuse }
                 val answer = router.answer(short, refusing).toList()
                 assertEquals("from afar", answer.text())
                 val tried = answer.first().decision.tried.single()
@@ -204,12 +206,8 @@ class RouterTest {
         )
         for (transport in transports) for ((status, failure) in statuses) {
             val server = TestServer {
-                val body = """{"error": {"message": "secret words", "code": "some_code"}}""".encodeToByteArray()
-                responseHeaders.add("Retry-After", "7")
-                responseHeaders.add("Location", "https://example.com")
-                responseHeaders.add("WWW-Authenticate", "Bearer")
-                sendResponseHeaders(status, body.size.toLong())
-                responseBody.write(body)
+                begin(status, "Retry-After: 7", "Location: https://example.com", "WWW-Authenticate: Bearer")
+                send("""{"error": {"message": "secret words", "code": "some_code"}}""")
             }
             server.use {
                 val error = fails<NiwakiException.EndpointFailed> {

@@ -1,51 +1,64 @@
 package io.niwaki
 
-import com.sun.net.httpserver.HttpExchange
-import com.sun.net.httpserver.HttpServer
+import java.io.IOException
 import java.net.InetAddress
-import java.net.InetSocketAddress
 import java.net.ServerSocket
+import java.net.Socket
 import java.util.concurrent.CopyOnWriteArrayList
-import java.util.concurrent.Executors
+import kotlin.concurrent.thread
 
-/** The JDK's HTTP server on loopback, answering as a test says. */
-class TestServer(answer: HttpExchange.() -> Unit) : AutoCloseable {
+/**
+ * An HTTP server on loopback that answers as a test says, one request to a connection. The JDK's own will not do: it resets
+ * a new connection now and then before it has read anything of it.
+ */
+class TestServer(private val answer: Answer.() -> Unit) : AutoCloseable {
     /** The bodies of the requests that came. */
     val requests = CopyOnWriteArrayList<String>()
 
     /** The keys that came with them. */
     val keys = CopyOnWriteArrayList<String?>()
 
-    private val threads = Executors.newCachedThreadPool { Thread(it).apply { isDaemon = true } }
-    private val server = HttpServer.create(InetSocketAddress(InetAddress.getLoopbackAddress(), 0), 0).apply {
-        executor = threads
-        createContext("/v1/chat/completions") { exchange ->
-            keys += exchange.requestHeaders.getFirst("Authorization")
-            requests += exchange.requestBody.readBytes().decodeToString()
-            exchange.use { it.answer() }
+    private val listener = ServerSocket(0, 50, InetAddress.getLoopbackAddress())
+    val url = "http://127.0.0.1:${listener.localPort}"
+
+    init {
+        thread(isDaemon = true) {
+            try {
+                while (true) listener.accept().let { thread(isDaemon = true) { serve(it) } }
+            } catch (_: IOException) {
+                // It was closed.
+            }
         }
-        start()
     }
 
-    val url = "http://127.0.0.1:${server.address.port}"
-
-    override fun close() {
-        server.stop(0)
-        threads.shutdownNow()
+    private fun serve(connection: Socket) = connection.use {
+        val input = connection.getInputStream()
+        val head = StringBuilder()
+        while (!head.endsWith("\r\n\r\n")) head.append(input.read().also { check(it >= 0) { "no request came" } }.toChar())
+        val lines = head.lines()
+        check(lines.first() == "POST /v1/chat/completions HTTP/1.1") { lines.first() }
+        fun header(name: String) =
+            lines.firstOrNull { it.startsWith("$name:", ignoreCase = true) }?.substringAfter(':')?.trim()
+        keys += header("Authorization")
+        requests += input.readNBytes(header("Content-Length")!!.toInt()).decodeToString()
+        Answer(connection).answer()
     }
 
-    private inline fun HttpExchange.use(call: (HttpExchange) -> Unit) = try { call(this) } finally { close() }
+    override fun close() = listener.close()
 }
 
-/** Begins an event stream. */
-fun HttpExchange.streamEvents() {
-    responseHeaders.add("Content-Type", "text/event-stream")
-    sendResponseHeaders(200, 0)
-}
+/** What a [TestServer] answers. The end of the connection is its end. */
+class Answer(private val connection: Socket) {
+    /** Sends the head. */
+    fun begin(status: Int, vararg headers: String) {
+        val lines = listOf("HTTP/1.1 $status Some", *headers, "Connection: close", "", "")
+        send(lines.joinToString("\r\n"))
+    }
 
-fun HttpExchange.send(text: String) {
-    responseBody.write(text.encodeToByteArray())
-    responseBody.flush()
+    /** Begins an event stream. */
+    fun streamEvents() = begin(200, "Content-Type: text/event-stream")
+
+    fun send(text: String) = connection.getOutputStream().write(text.encodeToByteArray())
 }
 
 /** An event with a piece of an answer. */

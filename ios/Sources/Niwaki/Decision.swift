@@ -46,13 +46,20 @@ public struct Decision: Sendable, Hashable {
     }
 }
 
-/// Who can answer.
-public enum Backend: Sendable, Hashable {
+/// Who can answer. More may come: a `switch` over it has a `default`.
+public struct Backend: Sendable, Hashable, CustomStringConvertible {
+    /// Its name.
+    public let description: String
+
     /// The model on the device.
-    case local
+    public static let local = Backend(description: "local")
 
     /// The endpoint.
-    case cloud
+    public static let cloud = Backend(description: "cloud")
+
+    private init(description: String) {
+        self.description = description
+    }
 
     init(_ native: NiwakiNative.Backend) {
         switch native {
@@ -62,7 +69,7 @@ public enum Backend: Sendable, Hashable {
     }
 }
 
-/// Why a backend is asked first.
+/// Why a backend is asked first. More may come: a `switch` over it has a `default`.
 public enum RoutingReason: Sendable, Hashable {
     /// The policy's mode wants it.
     case mode

@@ -143,70 +143,77 @@ public struct EndpointError: Sendable, Hashable {
     public let details: String
 }
 
-/// What failed at an endpoint, or on the way to it.
-public enum EndpointFailure: Sendable, Hashable {
+/// What failed at an endpoint, or on the way to it. More may come: a `switch` over it has a `default`.
+public struct EndpointFailure: Sendable, Hashable, CustomStringConvertible {
+    /// Its name.
+    public let description: String
+
     /// The app's key source threw.
-    case keyUnavailable
+    public static let keyUnavailable = EndpointFailure(description: "keyUnavailable")
 
     /// The key holds characters that no header can.
-    case invalidKey
+    public static let invalidKey = EndpointFailure(description: "invalidKey")
 
     /// Nothing listens there.
-    case refused
+    public static let refused = EndpointFailure(description: "refused")
 
     /// No network, or no route.
-    case unreachable
+    public static let unreachable = EndpointFailure(description: "unreachable")
 
     /// The name has no address.
-    case dns
+    public static let dns = EndpointFailure(description: "dns")
 
     /// Its identity is not proven.
-    case tls
+    public static let tls = EndpointFailure(description: "tls")
 
     /// No connection in time.
-    case connectTimeout
+    public static let connectTimeout = EndpointFailure(description: "connectTimeout")
 
     /// No response in time.
-    case firstByteTimeout
+    public static let firstByteTimeout = EndpointFailure(description: "firstByteTimeout")
 
     /// Nothing more came.
-    case idleTimeout
+    public static let idleTimeout = EndpointFailure(description: "idleTimeout")
 
     /// No complete answer in time.
-    case totalTimeout
+    public static let totalTimeout = EndpointFailure(description: "totalTimeout")
 
     /// It does not accept the key.
-    case unauthorized
+    public static let unauthorized = EndpointFailure(description: "unauthorized")
 
     /// It accepts no more requests for now.
-    case rateLimited
+    public static let rateLimited = EndpointFailure(description: "rateLimited")
 
     /// It failed.
-    case server
+    public static let server = EndpointFailure(description: "server")
 
     /// It knows no such path or model.
-    case notFound
+    public static let notFound = EndpointFailure(description: "notFound")
 
     /// It does not accept the request.
-    case badRequest
+    public static let badRequest = EndpointFailure(description: "badRequest")
 
     /// It redirects, which is not followed.
-    case redirected
+    public static let redirected = EndpointFailure(description: "redirected")
 
     /// What it sends is no stream of chat completions.
-    case `protocol`
+    public static let `protocol` = EndpointFailure(description: "protocol")
 
     /// It sends more than is accepted.
-    case tooLarge
+    public static let tooLarge = EndpointFailure(description: "tooLarge")
 
     /// It reported a failure within its stream.
-    case reported
+    public static let reported = EndpointFailure(description: "reported")
 
     /// The connection ended before the answer did.
-    case interrupted
+    public static let interrupted = EndpointFailure(description: "interrupted")
 
     /// The app's own transport failed.
-    case transport
+    public static let transport = EndpointFailure(description: "transport")
+
+    private init(description: String) {
+        self.description = description
+    }
 
     init(_ native: NiwakiNative.EndpointFailure) {
         switch native {
@@ -240,11 +247,10 @@ public enum EndpointFailure: Sendable, Hashable {
         case .keyUnavailable, .invalidKey, .unauthorized: "Get another key."
         case .refused, .dns, .tls, .notFound, .redirected: "Correct the endpoint's address, or the model's name."
         case .unreachable: "Try again when there is a network, or ask on the device."
-        case .connectTimeout, .firstByteTimeout, .idleTimeout, .totalTimeout, .rateLimited, .server, .reported, .interrupted:
-            "Try again later, or ask on the device."
         case .badRequest: "Ask with less text, or correct the options."
         case .protocol, .tooLarge: "Ask an endpoint that speaks OpenAI's chat completions."
         case .transport: "Correct the app's transport."
+        default: "Try again later, or ask on the device."
         }
     }
 }

@@ -3,7 +3,8 @@ internal import NiwakiNative
 
 /// What went wrong, by what an app can do about it.
 ///
-/// `details` are for developers and logs: they say what, where and why, and never hold text of users.
+/// `details` are for developers and logs: they say what, where and why, and never hold text of users. More cases may come: a
+/// `switch` over them has a `default`.
 public enum NiwakiError: Error, Sendable, Hashable {
     /// There is no such file: get it.
     case fileNotFound(details: String)

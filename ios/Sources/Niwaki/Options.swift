@@ -2,7 +2,7 @@ internal import NiwakiNative
 
 /// How to open a bundle.
 public struct OpenOptions: Sendable, Hashable {
-    /// Threads that compute; `nil` takes the number of fast cores.
+    /// Threads that compute, at most 256; `nil` takes the number of fast cores.
     public var threads: Int?
 
     /// Opening fails with ``NiwakiError/notEnoughMemory(neededBytes:limitBytes:details:)`` when the model needs more.
@@ -10,6 +10,10 @@ public struct OpenOptions: Sendable, Hashable {
 
     /// Cap on the context; the model's own when `nil` or larger.
     public var contextTokens: Int?
+
+    /// What the numbers of the context's keys and values are kept as: a smaller one makes room for a longer context; `nil`
+    /// takes ``KvElement/f16``, or ``KvElement/f32`` for a model whose weights all are.
+    public var kv: KvElement?
 
     /// Compares the whole file with its hashes, which reads it once. Turn it off for a file that was verified before and
     /// lies where only the app writes.
@@ -20,11 +24,13 @@ public struct OpenOptions: Sendable, Hashable {
         threads: Int? = nil,
         memoryLimitBytes: Int? = nil,
         contextTokens: Int? = nil,
+        kv: KvElement? = nil,
         verifyWeights: Bool = true
     ) {
         self.threads = threads
         self.memoryLimitBytes = memoryLimitBytes
         self.contextTokens = contextTokens
+        self.kv = kv
         self.verifyWeights = verifyWeights
     }
 
@@ -33,8 +39,29 @@ public struct OpenOptions: Sendable, Hashable {
             threads: try threads.map { try exact($0, from: 1, "threads") } ?? 0,
             memoryLimitBytes: try memoryLimitBytes.map { try exact($0, "memoryLimitBytes") },
             contextTokens: try contextTokens.map { try exact($0, from: 1, "contextTokens") },
+            kv: kv?.toNative(),
             verifyWeights: verifyWeights
         )
+    }
+}
+
+/// What a number of a context's keys and values is kept as.
+public enum KvElement: Sendable, Hashable {
+    /// 8-bit integers with scales: about half of the memory of ``f16``, at hardly any loss.
+    case i8
+
+    /// Half precision.
+    case f16
+
+    /// Single precision: twice the memory of ``f16``.
+    case f32
+
+    func toNative() -> NiwakiNative.KvElement {
+        switch self {
+        case .i8: .i8
+        case .f16: .f16
+        case .f32: .f32
+        }
     }
 }
 

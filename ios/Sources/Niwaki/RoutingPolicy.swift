@@ -63,16 +63,23 @@ public enum RoutingMode: Sendable, Hashable, CaseIterable {
     }
 }
 
-/// Why nobody is asked.
-public enum RoutingRefusal: Sendable, Hashable {
+/// Why nobody is asked. More may come: a `switch` over it has a `default`.
+public struct RoutingRefusal: Sendable, Hashable, CustomStringConvertible {
+    /// Its name.
+    public let description: String
+
     /// The request may not leave the device, and the policy computes nothing there.
-    case onDeviceOnly
+    public static let onDeviceOnly = RoutingRefusal(description: "onDeviceOnly")
 
     /// There is no model on the device, and nobody else may answer.
-    case noLocalModel
+    public static let noLocalModel = RoutingRefusal(description: "noLocalModel")
 
     /// There is no endpoint, and nobody else may answer.
-    case noEndpoint
+    public static let noEndpoint = RoutingRefusal(description: "noEndpoint")
+
+    private init(description: String) {
+        self.description = description
+    }
 
     init(_ native: NiwakiNative.RoutingRefusal) {
         switch native {

@@ -62,19 +62,32 @@ public struct Finish: Sendable, Hashable {
     }
 }
 
-/// Why a generation ended.
-public enum FinishReason: Sendable, Hashable {
+/// Why a generation ended. More may come: a `switch` over it has a `default`.
+public struct FinishReason: Sendable, Hashable, CustomStringConvertible {
+    /// Its name.
+    public let description: String
+
     /// As many tokens as were asked for.
-    case maxTokens
+    public static let maxTokens = FinishReason(description: "maxTokens")
 
     /// The model ended its text.
-    case endOfText
+    public static let endOfText = FinishReason(description: "endOfText")
 
     /// One of the stop strings came.
-    case stopString
+    public static let stopString = FinishReason(description: "stopString")
 
     /// The context is full.
-    case contextFull
+    public static let contextFull = FinishReason(description: "contextFull")
+
+    private init(description: String) {
+        self.description = description
+    }
+
+    /// No token was allowed to follow.
+    case nothingAllowed
+
+    /// A filter ended the text.
+    case filtered
 
     init?(_ native: NiwakiNative.FinishReason) {
         switch native {
@@ -82,6 +95,8 @@ public enum FinishReason: Sendable, Hashable {
         case .endOfText: self = .endOfText
         case .stopString: self = .stopString
         case .contextFull: self = .contextFull
+        case .nothingAllowed: self = .nothingAllowed
+        case .filtered: self = .filtered
         case .cancelled, .failed: return nil
         }
     }

@@ -106,7 +106,7 @@ final class ErrorTests: XCTestCase {
         }
         for options in [
             OpenOptions(threads: 0), OpenOptions(memoryLimitBytes: -1), OpenOptions(contextTokens: 0),
-            OpenOptions(contextTokens: -3),
+            OpenOptions(contextTokens: -3), OpenOptions(threads: -1), OpenOptions(threads: 100_000), OpenOptions(threads: .max),
         ] {
             let error = await failure { _ = try await Engine.open(demoModel, options: options) }
             guard case .invalidArgument = error else { return XCTFail("\(String(describing: error))") }
@@ -115,6 +115,34 @@ final class ErrorTests: XCTestCase {
             let error = await failure { _ = try await Engine.open(fileDescriptor: 0, offset: offset, length: length) }
             guard case .invalidArgument = error else { return XCTFail("\(String(describing: error))") }
         }
+    }
+
+    func testRoutersAndEndpointsThatMakeNoSense() async throws {
+        for (timeouts, retry, policy) in [
+            (EndpointTimeouts(connect: .seconds(-1)), EndpointRetry(), RoutingPolicy()),
+            (EndpointTimeouts(), EndpointRetry(maxRetries: -1), RoutingPolicy()),
+            (EndpointTimeouts(), EndpointRetry(backoff: .seconds(-1)), RoutingPolicy()),
+            (EndpointTimeouts(), EndpointRetry(), RoutingPolicy(maxLocalPromptTokens: -1)),
+            (EndpointTimeouts(), EndpointRetry(), RoutingPolicy(maxFirstToken: .seconds(-1))),
+        ] {
+            let endpoint = Endpoint("https://api.example.com", model: "large", timeouts: timeouts, retry: retry)
+            let error = await failure { _ = try await Router(policy, endpoint: endpoint) }
+            guard case .invalidArgument = error else { return XCTFail("\(String(describing: error))") }
+        }
+        let router = try await Router()
+        let negative = await failure { _ = try router.predictFirstToken(promptTokens: -1) }
+        guard case .invalidArgument = negative else { return XCTFail("\(String(describing: negative))") }
+    }
+
+    /// Swift itself reads half a surrogate pair as U+FFFD: a string that holds one cannot be made.
+    func testHalfAnEmojiIsTextLikeAnyOtherThatIsNot() async throws {
+        let half = String(decoding: [0x61, 0xD83D] as [UInt16], as: UTF16.self)
+        XCTAssertEqual(half, "a\u{FFFD}")
+        let engine = try await openDemo()
+        let options = greedy.limited(to: 3)
+        let text = try await engine.generate(half, options: options).text()
+        let expected = try await engine.generate("a\u{FFFD}", options: options).text()
+        XCTAssertEqual(text, expected)
     }
 
     func testTwoStreamsOfOneSessionAtOnce() async throws {

@@ -30,6 +30,23 @@ final class GenerateTests: XCTestCase {
         XCTAssertNotEqual(first, other)
     }
 
+    func testKeysAndValuesAreKeptAsAskedFor() async throws {
+        func keptBytes(_ plan: MemoryPlan) throws -> Int {
+            try XCTUnwrap(plan.parts.first { $0.name == "keys and values" }).sizeBytes
+        }
+        var bytes: [Int] = []
+        for element in [KvElement.i8, .f16, .f32] {
+            let engine = try await openDemo(OpenOptions(threads: 1, kv: element))
+            let tokens = try await engine.generate("Once", options: GenerateOptions(maxNewTokens: 20)).all()
+            XCTAssertEqual(tokens.filter { $0.id != nil }.count, 20)
+            bytes.append(try keptBytes(engine.memoryPlan))
+        }
+        XCTAssertLessThan(bytes[0], bytes[1])
+        XCTAssertLessThan(bytes[1], bytes[2])
+        let usual = try await Engine.plan(demoModel, options: oneThread)
+        XCTAssertEqual(try keptBytes(usual), bytes[1])
+    }
+
     func testNothingIsComputedBeforeTheStreamIsRead() async throws {
         let engine = try await openDemo()
         let session = try await engine.session()

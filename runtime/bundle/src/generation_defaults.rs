@@ -6,9 +6,14 @@ use std::collections::BTreeMap;
 /// The generation defaults section, from an export's generation_config.json.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GenerationDefaults {
-    /// Token that begins a text, when the model wants one.
+    /// The model's beginning-of-text token: it stands where a text has no other beginning, and before every text where
+    /// the tokenizer or `add_bos_token` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos_token: Option<u32>,
+    /// Texts begin with `bos_token` though the tokenizer's post-processor may not put it there. Without it they begin as
+    /// the post-processor says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub add_bos_token: bool,
     /// Tokens that end a text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eos_tokens: Vec<u32>,
@@ -30,4 +35,11 @@ pub struct GenerationDefaults {
     /// Texts of the special tokens by the names that the chat template knows them by: `bos_token`, `eos_token`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub special_tokens: BTreeMap<String, String>,
+}
+
+impl GenerationDefaults {
+    /// The token to put before every text that does not begin with it.
+    pub fn first_token(&self) -> Option<u32> {
+        self.bos_token.filter(|_| self.add_bos_token)
+    }
 }

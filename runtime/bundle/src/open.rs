@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 /// How much of a bundle is compared with its hashes when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verify {
     /// Every byte. Reads the whole file once.
     #[default]

@@ -276,14 +276,18 @@ fn another_file_and_a_later_format_are_told_apart() {
         Err(BundleError::NotABundle)
     ));
     let mut bytes = COMPLETE.clone();
-    bytes[8] = 2;
+    bytes[8] = 3;
     bytes[24..40].copy_from_slice(b"7.8.9\0\0\0\0\0\0\0\0\0\0\0");
     let error = open(&bytes, Verify::Full).unwrap_err();
     assert!(matches!(
         error,
-        BundleError::UnsupportedVersion { found: 2, .. }
+        BundleError::UnsupportedVersion { found: 3, .. }
     ));
     assert!(error.to_string().contains("niwaki 7.8.9"), "{error}");
+    bytes[8] = 1;
+    let error = open(&bytes, Verify::Full).unwrap_err();
+    assert!(matches!(error, BundleError::OldVersion { found: 1 }));
+    assert!(error.to_string().contains("`niwaki build`"), "{error}");
 }
 
 #[test]
@@ -569,11 +573,36 @@ fn a_graph_that_does_not_fit_is_refused_with_the_node_named() {
         ("/layers/0/window".into(), serde_json::json!(0)),
         ("/ropes/0/inverse_frequencies".into(), serde_json::json!([])),
         ("/ropes/0/magnitude".into(), serde_json::json!(1e300)),
-        ("/vocabulary".into(), serde_json::json!(51)),
-        ("/vocabulary".into(), serde_json::json!(0)),
         ("/context_tokens".into(), serde_json::json!(u64::MAX)),
-        ("/logits".into(), serde_json::json!(0)),
-        ("/logits".into(), serde_json::json!(u64::MAX)),
+        ("/inputs".into(), serde_json::json!([])),
+        (
+            "/inputs/0/kind/token_ids/count".into(),
+            serde_json::json!(51),
+        ),
+        (
+            "/inputs/0/kind/token_ids/count".into(),
+            serde_json::json!(49),
+        ),
+        (
+            "/inputs/0/kind/token_ids/count".into(),
+            serde_json::json!(0),
+        ),
+        (
+            "/inputs/0/kind".into(),
+            serde_json::json!({"rows": {"width": 40}}),
+        ),
+        (
+            "/inputs".into(),
+            serde_json::json!([graph["inputs"][0], graph["inputs"][0]]),
+        ),
+        ("/nodes/0/op/input".into(), serde_json::json!(1)),
+        ("/outputs".into(), serde_json::json!([])),
+        ("/outputs/0/node".into(), serde_json::json!(u64::MAX)),
+        (
+            "/outputs".into(),
+            serde_json::json!([graph["outputs"][0], graph["outputs"][0]]),
+        ),
+        ("/layers/0/causal".into(), serde_json::json!(false)),
     ] {
         let mut graph = graph.clone();
         let (parent, field) = pointer.rsplit_once('/').unwrap();

@@ -13,7 +13,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A model that was trained for chats talks through a [`Chat`]; [`TokenStream`] runs either on a thread of its own.
+//! A model that was trained for chats talks through a [`Chat`]; [`TokenStream`] runs either on a thread of its own,
+//! [`Stream`] any other work that hands on what it makes piece by piece.
 //!
 //! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
 //! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
@@ -21,22 +22,23 @@
 mod generate;
 mod kv;
 mod model;
-#[cfg(feature = "route")]
-pub mod route;
 mod session;
+mod stream;
 mod text;
 
 pub use generate::{
-    Candidate, Candidates, Chat, ChatRequest, ContextEnd, FinishReason, GenerateError,
-    GenerateOptions, Generation, InvalidSampling, Random, RepetitionPenalty, Reply, Sampler,
-    Sampling, SamplingStep, Token, TokenStream,
+    Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, FilteredText,
+    FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, Random,
+    RepetitionPenalty, Reply, SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep,
+    SamplingSteps, Stage, TextFilter, TextFilters, Token, TokenStream,
 };
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use session::{
-    Backing, BatchError, Cancellation, Checkpoint, Engine, Logits, LogitsFor, MemoryPart,
-    MemoryPlan, OpenError, OpenOptions, Outputs, Session, SessionError, Step,
+    Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel,
+    OpenError, OpenOptions, Outputs, Session, SessionCheckpoint, SessionError, Step,
 };
+pub use stream::{Feed, Panicked, Stream};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};
 
 pub use niwaki_bundle::{self as bundle, Verify, graph};

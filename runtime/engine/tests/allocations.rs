@@ -44,10 +44,7 @@ fn allocations_by_token(layers: usize) -> Vec<(usize, usize)> {
         ..Decoder::TINY
     };
     decoder.write(&path, 1);
-    let options = OpenOptions {
-        threads: 2,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default().with_threads(2);
     let engine = Engine::open(&path, &options).unwrap();
     let mut session = engine.session().unwrap();
     let counts = || {

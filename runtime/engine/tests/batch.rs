@@ -65,15 +65,10 @@ fn a_batch_of_four_sequences_gives_the_bits_of_four_runs_alone() {
                 window,
                 ..Decoder::TINY
             };
-            let options = OpenOptions::default();
-            let engine = engine(
-                &decoder,
-                &OpenOptions {
-                    threads,
-                    kv: Some(KvElement::F16),
-                    ..options
-                },
-            );
+            let options = OpenOptions::default()
+                .with_threads(threads)
+                .with_kv(KvElement::F16);
+            let engine = engine(&decoder, &options);
             // Together more than one run takes, so that sequences are cut.
             let prompts = [tokens(1, 200), tokens(2, 1), tokens(3, 65), tokens(4, 129)];
             for logits_for in [
@@ -313,4 +308,31 @@ fn going_back_to_a_checkpoint_is_as_never_having_gone_on_whatever_windows_droppe
             Err(SessionError::OtherEngine)
         ));
     }
+}
+
+#[test]
+fn sessions_that_run_at_the_same_time_give_the_bits_of_each_alone() {
+    let engine = tiny(&OpenOptions::default().with_threads(1));
+    let expected = |seed: u64| {
+        let mut alone = engine.session().unwrap();
+        let all = alone.append(&tokens(seed, 120), LogitsFor::EveryToken);
+        bits(all.unwrap().as_slice())
+    };
+    let expected: Vec<Vec<u32>> = (0..4).map(expected).collect();
+    std::thread::scope(|scope| {
+        for (seed, expected) in (0..).zip(&expected) {
+            let engine = &engine;
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    let mut session = engine.session().unwrap();
+                    let mut found = Vec::new();
+                    for token in tokens(seed, 120).chunks(7) {
+                        let logits = session.append(token, LogitsFor::EveryToken).unwrap();
+                        found.extend(bits(logits.as_slice()));
+                    }
+                    assert_eq!(&found, expected);
+                }
+            });
+        }
+    });
 }

@@ -42,10 +42,7 @@ impl Model {
 }
 
 fn threads(threads: usize) -> OpenOptions {
-    OpenOptions {
-        threads,
-        ..OpenOptions::default()
-    }
+    OpenOptions::default().with_threads(threads)
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -143,10 +140,7 @@ fn every_instruction_set_of_this_cpu_gives_the_same_bits() {
         });
         let tokens = Random(5).tokens(80, 50);
         let run = |isa| {
-            let options = OpenOptions {
-                isa: Some(isa),
-                ..OpenOptions::default()
-            };
+            let options = OpenOptions::default().with_isa(isa);
             let engine = model.open(&options);
             assert_eq!(engine.isa(), isa);
             feed(&mut engine.session().unwrap(), &tokens, &[77, 1])
@@ -273,10 +267,7 @@ fn sessions_of_one_engine_do_not_meet() {
 #[test]
 fn impossible_tokens_are_refused_and_change_nothing() {
     let model = Model::new(&Decoder::TINY);
-    let mut session = model.session(&OpenOptions {
-        context_tokens: Some(10),
-        ..threads(1)
-    });
+    let mut session = model.session(&threads(1).with_context_tokens(10));
     assert!(matches!(
         session.append(&[], LogitsFor::LastToken),
         Err(SessionError::NoTokens)
@@ -312,11 +303,7 @@ fn keys_and_values_are_f32_only_when_all_weights_are_or_on_request() {
     let int4 = Model::new(&Decoder::TINY);
     assert_eq!(int4.open(&threads(1)).kv_element(), KvElement::F16);
     assert_eq!(
-        int4.open(&OpenOptions {
-            kv: Some(KvElement::F32),
-            ..threads(1)
-        })
-        .kv_element(),
+        int4.open(&threads(1).with_kv(KvElement::F32)).kv_element(),
         KvElement::F32
     );
     let float = Model::new(&Decoder {
@@ -336,27 +323,12 @@ fn a_memory_limit_below_the_plan_fails_with_the_plan() {
         std::fs::metadata(model.path()).unwrap().len()
     );
     let needed = plan.anonymous_bytes();
-    let open = |limit| {
-        Engine::open(
-            model.path(),
-            &OpenOptions {
-                memory_limit_bytes: Some(limit),
-                ..threads(1)
-            },
-        )
-    };
+    let open = |limit| Engine::open(model.path(), &threads(1).with_memory_limit_bytes(limit));
     assert!(open(needed).is_ok());
     let error = open(needed - 1).unwrap_err();
     assert!(matches!(&error, OpenError::MemoryLimit { plan: found, .. } if **found == plan));
     assert!(error.to_string().contains("keys and values"), "{error}");
-    let shorter = Engine::plan(
-        model.path(),
-        &OpenOptions {
-            context_tokens: Some(64),
-            ..threads(1)
-        },
-    )
-    .unwrap();
+    let shorter = Engine::plan(model.path(), &threads(1).with_context_tokens(64)).unwrap();
     assert!(shorter.anonymous_bytes() < needed);
 }
 
@@ -385,10 +357,7 @@ fn generate(session: &mut Session, options: &GenerateOptions) -> (Vec<u32>, Opti
 #[test]
 fn greedy_generation_follows_the_best_logit() {
     let model = Model::new(&Decoder::TINY);
-    let options = GenerateOptions {
-        max_new_tokens: 20,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().with_max_new_tokens(20);
     let (ids, reason) = generate(&mut model.session(&threads(1)), &options);
     assert_eq!((ids.len(), reason), (20, Some(FinishReason::MaxTokens)));
     let mut session = model.session(&threads(1));
@@ -408,18 +377,14 @@ fn greedy_generation_follows_the_best_logit() {
 fn a_seed_gives_the_same_tokens_and_another_seed_others() {
     let model = Model::new(&Decoder::TINY);
     let run = |seed, threads_: usize| {
-        let sampling = Sampling {
-            temperature: 1.5,
-            top_k: Some(40),
-            top_p: Some(0.95),
-            seed,
-            ..Sampling::GREEDY
-        };
-        let options = GenerateOptions {
-            max_new_tokens: 40,
-            sampling,
-            ..GenerateOptions::default()
-        };
+        let sampling = Sampling::GREEDY
+            .with_temperature(1.5)
+            .with_top_k(40)
+            .with_top_p(0.95)
+            .with_seed(seed);
+        let options = GenerateOptions::default()
+            .with_max_new_tokens(40)
+            .with_sampling(sampling);
         generate(&mut model.session(&threads(threads_)), &options).0
     };
     assert_eq!(run(1, 1), run(1, 2));
@@ -429,25 +394,16 @@ fn a_seed_gives_the_same_tokens_and_another_seed_others() {
 #[test]
 fn generation_ends_at_stop_tokens_and_at_the_end_of_the_context() {
     let model = Model::new(&Decoder::TINY);
-    let options = GenerateOptions {
-        max_new_tokens: 10,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().with_max_new_tokens(10);
     let (free, _) = generate(&mut model.session(&threads(1)), &options);
-    let stop = GenerateOptions {
-        stop_tokens: vec![free[4]],
-        ..options.clone()
-    };
+    let stop = options.clone().with_stop_tokens([free[4]]);
     let (stopped, reason) = generate(&mut model.session(&threads(1)), &stop);
     let until = free.iter().position(|id| *id == free[4]).unwrap();
     assert_eq!(
         (&stopped[..], reason),
         (&free[..until], Some(FinishReason::StopToken))
     );
-    let short = OpenOptions {
-        context_tokens: Some(5),
-        ..threads(1)
-    };
+    let short = threads(1).with_context_tokens(5);
     let (ids, reason) = generate(&mut model.session(&short), &options);
     // The last token needs no place of its own.
     assert_eq!(
@@ -460,35 +416,15 @@ fn generation_ends_at_stop_tokens_and_at_the_end_of_the_context() {
 fn options_without_sense_are_an_error_item() {
     let model = Model::new(&Decoder::TINY);
     for sampling in [
-        Sampling {
-            temperature: -1.0,
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            temperature: f32::NAN,
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_k: Some(0),
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_p: Some(0.0),
-            ..Sampling::GREEDY
-        },
-        Sampling {
-            top_p: Some(1.5),
-            ..Sampling::GREEDY
-        },
+        Sampling::GREEDY.with_temperature(-1.0),
+        Sampling::GREEDY.with_temperature(f32::NAN),
+        Sampling::GREEDY.with_top_k(0),
+        Sampling::GREEDY.with_top_p(0.0),
+        Sampling::GREEDY.with_top_p(1.5),
     ] {
         let mut session = model.session(&threads(1));
-        let mut generation = session.generate(
-            &[1],
-            &GenerateOptions {
-                sampling,
-                ..GenerateOptions::default()
-            },
-        );
+        let mut generation =
+            session.generate(&[1], &GenerateOptions::default().with_sampling(sampling));
         assert!(
             matches!(generation.next(), Some(Err(GenerateError::Sampling(_)))),
             "{sampling:?}"

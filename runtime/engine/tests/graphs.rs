@@ -296,8 +296,7 @@ fn encoder(options: &OpenOptions, tables: &mut Vec<Vec<f32>>) -> Engine {
 #[test]
 fn a_sequence_seen_as_a_whole_attends_to_what_comes_later_too() {
     let mut tables = Vec::new();
-    let f32_pages = OpenOptions::default();
-    let engine = encoder(&f32_pages, &mut tables);
+    let engine = encoder(&OpenOptions::default(), &mut tables);
     let tokens = Random(5).tokens(150, IDS);
     let mut session = engine.session().unwrap();
     let found = session
@@ -370,11 +369,7 @@ fn whole_sequences_have_the_same_bits_in_a_batch_on_every_instruction_set_and_ke
     let found = engine.run(&mut steps, None).unwrap();
     for isa in Isa::available() {
         for threads in [1, 2] {
-            let options = OpenOptions {
-                isa: Some(isa),
-                threads,
-                ..OpenOptions::default()
-            };
+            let options = OpenOptions::default().with_isa(isa).with_threads(threads);
             let alone = encoder(&options, &mut Vec::new());
             for (inputs, found) in entries.iter().zip(&found) {
                 let mut session = alone.session().unwrap();

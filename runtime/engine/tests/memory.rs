@@ -16,14 +16,9 @@ use synthetic::{Decoder, Random};
 
 /// Names the bundle to the child that is measured: this process has made bundles and is no measure.
 const BUNDLE: &str = "NIWAKI_MEASURED_BUNDLE";
-const OPTIONS: OpenOptions = OpenOptions {
-    threads: 2,
-    verify: niwaki::Verify::Full,
-    memory_limit_bytes: None,
-    context_tokens: None,
-    kv: None,
-    isa: None,
-};
+fn options() -> OpenOptions {
+    OpenOptions::default().with_threads(2)
+}
 
 /// Anonymous resident memory of this process.
 fn anonymous_bytes() -> u64 {
@@ -55,7 +50,7 @@ fn measure(bundle: &Path) -> u64 {
             peak
         }
     });
-    let engine = Engine::open(bundle, &OPTIONS).unwrap();
+    let engine = Engine::open(bundle, &options()).unwrap();
     let context = engine.context_tokens();
     let tokens = Random(1).tokens(context, engine.token_ids());
     let mut session = engine.session().unwrap();
@@ -103,7 +98,7 @@ fn check(decoder: &Decoder, tokenizer: Option<Vec<u8>>, slack: f64) {
             .into_iter()
             .for_each(|json| writer.set_tokenizer(json))
     });
-    let plan = Engine::plan(&path, &OPTIONS).unwrap();
+    let plan = Engine::plan(&path, &options()).unwrap();
     let (planned, grown) = (plan.anonymous_bytes() as f64, measured(&path) as f64);
     let ratio = grown / planned;
     println!(
@@ -210,7 +205,7 @@ fn a_tokenizer_takes_no_more_than_was_planned() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.niwaki");
     Decoder::TINY.write_with(&path, 1, |writer| writer.set_tokenizer(large_tokenizer()));
-    let plan = Engine::plan(&path, &OPTIONS).unwrap();
+    let plan = Engine::plan(&path, &options()).unwrap();
     let ratio = measured(&path) as f64 / plan.anonymous_bytes() as f64;
     println!("{plan}\nmeasured {ratio:.3} of the plan");
     assert!(

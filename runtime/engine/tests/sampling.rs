@@ -1,7 +1,9 @@
 //! What sampling promises.
 #![allow(clippy::unwrap_used)]
 
-use niwaki::{Candidates, RepetitionPenalty, Sampler, Sampling, SamplingStep};
+use niwaki::{
+    Candidates, Random, RepetitionPenalty, SampleError, Sampler, Sampling, SamplingStep, Stage,
+};
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 
@@ -16,12 +18,12 @@ fn sampling() -> impl Strategy<Value = Sampling> {
         proptest::option::of(0.01f32..=1.0),
         any::<u64>(),
     )
-        .prop_map(|(temperature, top_k, top_p, seed)| Sampling {
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            ..Sampling::GREEDY
+        .prop_map(|(temperature, top_k, top_p, seed)| {
+            Sampling::GREEDY
+                .with_temperature(temperature)
+                .with_top_k(top_k)
+                .with_top_p(top_p)
+                .with_seed(seed)
         })
 }
 
@@ -46,20 +48,20 @@ fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
 proptest! {
     #[test]
     fn temperature_zero_takes_the_best_and_the_first_of_equals(logits in logits(), seed in any::<u64>()) {
-        let greedy = Sampling { seed, ..Sampling::GREEDY };
+        let greedy = Sampling::GREEDY.with_seed(seed);
         prop_assert_eq!(draws(&greedy, &logits, 1)[0], ranking(&logits)[0]);
         prop_assert_eq!(draws(&greedy, &vec![1.5; logits.len()], 1)[0], 0);
     }
 
     #[test]
     fn top_1_takes_the_best(logits in logits(), temperature in 0.1f32..5.0, seed in any::<u64>()) {
-        let sampling = Sampling { temperature, top_k: Some(1), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(temperature).with_top_k(1).with_seed(seed);
         prop_assert_eq!(draws(&sampling, &logits, 3), vec![ranking(&logits)[0]; 3]);
     }
 
     #[test]
     fn top_k_draws_from_the_k_best(logits in logits(), k in 1usize..20, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 2.0, top_k: Some(k), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(2.0).with_top_k(k).with_seed(seed);
         let ranking = ranking(&logits);
         let best = &ranking[..k.min(ranking.len())];
         prop_assert!(draws(&sampling, &logits, 50).iter().all(|id| best.contains(id)));
@@ -67,7 +69,7 @@ proptest! {
 
     #[test]
     fn top_p_draws_from_the_fewest_that_reach_p(logits in logits(), p in 0.01f32..0.99, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 1.0, top_p: Some(p), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_top_p(p).with_seed(seed);
         let ranking = ranking(&logits);
         let best = f64::from(logits[ranking[0] as usize]);
         let weight = |id: &u32| (f64::from(logits[*id as usize]) - best).exp();
@@ -84,7 +86,7 @@ proptest! {
 
     #[test]
     fn min_p_draws_from_those_with_a_share_of_the_best(logits in logits(), p in 0.001f32..=1.0, seed in any::<u64>()) {
-        let sampling = Sampling { temperature: 1.0, min_p: Some(p), seed, ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_min_p(p).with_seed(seed);
         let best = f64::from(logits[ranking(&logits)[0] as usize]);
         // Rounding may go either way at the edge.
         let kept = |id: &u32| (f64::from(logits[*id as usize]) - best).exp() >= f64::from(p) * (1.0 - 1e-9);
@@ -95,14 +97,21 @@ proptest! {
     fn min_p_keeps_all_that_have_that_share(
         logits in logits(), p in prop_oneof![Just(0f32), Just(1f32), 0.001f32..=1.0]
     ) {
+        #[derive(Clone)]
         struct Record(Arc<Mutex<Vec<u32>>>);
         impl SamplingStep for Record {
+            fn stage(&self) -> Stage {
+                Stage::Truncation
+            }
+            fn fork(&self) -> Box<dyn SamplingStep> {
+                Box::new(self.clone())
+            }
             fn apply(&mut self, candidates: &mut Candidates) {
                 let tokens = candidates.as_slice().iter().map(|candidate| candidate.token);
                 *self.0.lock().unwrap() = tokens.collect();
             }
         }
-        let sampling = Sampling { temperature: 1.0, min_p: Some(p), ..Sampling::GREEDY };
+        let sampling = Sampling::GREEDY.with_temperature(1.0).with_min_p(p);
         let kept = Arc::new(Mutex::new(Vec::new()));
         let mut sampler = Sampler::new(&sampling).unwrap();
         sampler.push(Box::new(Record(kept.clone())));
@@ -123,10 +132,13 @@ proptest! {
         logits in logits(), factor in 0.5f32..3.0, context in proptest::collection::vec(0u32..300, 0..20),
         last_tokens in proptest::option::of(0usize..10)
     ) {
-        let penalty = RepetitionPenalty { factor, last_tokens };
-        let sampling = Sampling { repetition_penalty: Some(penalty), ..Sampling::GREEDY };
+        let penalty = RepetitionPenalty::new(factor).with_last_tokens(last_tokens);
+        let sampling = Sampling::GREEDY.with_repetition_penalty(penalty);
         let mut sampler = Sampler::new(&sampling).unwrap();
-        context.iter().for_each(|token| sampler.accept(*token));
+        // It makes no difference which of them are the prompt's.
+        let (prompt, chosen) = context.split_at(context.len() / 2);
+        sampler.read_prompt(prompt);
+        chosen.iter().for_each(|token| sampler.accept(*token));
         // RepetitionPenaltyLogitsProcessor: score < 0 is multiplied, others are divided; once per token.
         let mut expected = logits.clone();
         let from = context.len() - last_tokens.unwrap_or(context.len()).min(context.len());
@@ -135,7 +147,7 @@ proptest! {
                 *logit = if *logit < 0.0 { *logit * factor } else { *logit / factor };
             }
         }
-        prop_assert_eq!(sampler.sample(&logits), Some(ranking(&expected)[0]));
+        prop_assert_eq!(sampler.sample(&logits), Ok(ranking(&expected)[0]));
     }
 
     #[test]
@@ -164,7 +176,7 @@ proptest! {
 }
 
 #[test]
-fn nothing_but_undefined_logits_gives_a_token_and_no_logits_none() {
+fn nothing_but_undefined_logits_gives_a_token_and_no_logits_nothing_to_choose() {
     for logits in [
         vec![f32::NAN; 5],
         vec![f32::NEG_INFINITY; 5],
@@ -172,28 +184,25 @@ fn nothing_but_undefined_logits_gives_a_token_and_no_logits_none() {
     ] {
         for sampling in [
             Sampling::GREEDY,
-            Sampling {
-                temperature: 1.0,
-                top_p: Some(0.5),
-                ..Sampling::GREEDY
-            },
+            Sampling::GREEDY.with_temperature(1.0).with_top_p(0.5),
         ] {
             assert!(draws(&sampling, &logits, 1)[0] < 5);
         }
     }
-    assert_eq!(Sampler::new(&Sampling::GREEDY).unwrap().sample(&[]), None);
+    assert_eq!(
+        Sampler::new(&Sampling::GREEDY).unwrap().sample(&[]),
+        Err(SampleError::NothingAllowed)
+    );
 }
 
 #[test]
 fn tokens_come_as_often_as_their_probability_says() {
     // Probabilities 1/2, 1/4, 1/4 at temperature 1; 1/6 of the rest is cut by top-k.
     let logits = [2f32.ln(), 0.0, -9.0, 0.0];
-    let sampling = Sampling {
-        temperature: 1.0,
-        top_k: Some(3),
-        seed: 5,
-        ..Sampling::GREEDY
-    };
+    let sampling = Sampling::GREEDY
+        .with_temperature(1.0)
+        .with_top_k(3)
+        .with_seed(5);
     let draws = draws(&sampling, &logits, 20_000);
     let share =
         |id: u32| draws.iter().filter(|drawn| **drawn == id).count() as f64 / draws.len() as f64;
@@ -206,11 +215,7 @@ fn tokens_come_as_often_as_their_probability_says() {
 fn a_higher_temperature_spreads_the_draws() {
     let logits = [1.0, 0.0];
     let firsts = |temperature: f32| {
-        let sampling = Sampling {
-            temperature,
-            seed: 9,
-            ..Sampling::GREEDY
-        };
+        let sampling = Sampling::GREEDY.with_temperature(temperature).with_seed(9);
         draws(&sampling, &logits, 5_000)
             .iter()
             .filter(|id| **id == 0)
@@ -220,60 +225,46 @@ fn a_higher_temperature_spreads_the_draws() {
 }
 
 #[test]
-fn steps_can_be_added_to_the_chain() {
-    struct Ban(u32);
-    impl SamplingStep for Ban {
-        fn apply(&mut self, candidates: &mut Candidates) {
-            candidates.adjust(|candidate| {
-                if candidate.token == self.0 {
-                    f32::MIN
-                } else {
-                    candidate.logit
+fn a_seed_gives_the_tokens_it_gave_in_every_version_so_far() {
+    // FNV-1a over the tokens of all settings.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut random = Random::new(99);
+    for temperature in [0.0, 0.3, 1.0, 2.5] {
+        for top_k in [None, Some(5), Some(40)] {
+            for (top_p, min_p) in [
+                (None, None),
+                (Some(0.9), None),
+                (Some(1.0), Some(0.01)),
+                (None, Some(0.05)),
+                (Some(0.7), Some(0.1)),
+            ] {
+                for penalty in [None, Some((1.3, None)), Some((0.8, Some(7)))] {
+                    let sampling = Sampling::GREEDY
+                        .with_temperature(temperature)
+                        .with_top_k(top_k)
+                        .with_top_p(top_p)
+                        .with_min_p(min_p)
+                        .with_repetition_penalty(penalty.map(|(factor, last_tokens)| {
+                            RepetitionPenalty::new(factor).with_last_tokens(last_tokens)
+                        }))
+                        .with_seed(11);
+                    let mut sampler = Sampler::new(&sampling).unwrap();
+                    for _ in 0..20 {
+                        let mut logits: Vec<f32> = (0..700)
+                            .map(|_| ((random.next_unit() - 0.6) * 16.0) as f32)
+                            .collect();
+                        // Equal ones, and some that are no numbers.
+                        logits.copy_within(..100, 300);
+                        logits[5] = f32::NAN;
+                        logits[6] = f32::INFINITY;
+                        logits[7] = f32::NEG_INFINITY;
+                        let token = sampler.sample(&logits).unwrap();
+                        sampler.accept(token);
+                        hash = (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3);
+                    }
                 }
-            });
-        }
-    }
-    let mut sampler = Sampler::new(&Sampling::GREEDY).unwrap();
-    sampler.push(Box::new(Ban(1)));
-    assert_eq!(sampler.sample(&[0.0, 5.0, 1.0]), Some(2));
-}
-
-#[test]
-fn what_a_step_answers_is_made_a_number() {
-    /// Answers this for the second token, and that for all others.
-    struct Answer(f32, f32);
-    impl SamplingStep for Answer {
-        fn apply(&mut self, candidates: &mut Candidates) {
-            candidates.adjust(
-                |candidate| {
-                    if candidate.token == 1 { self.0 } else { self.1 }
-                },
-            );
-        }
-    }
-    let draw = Sampling {
-        temperature: 1.0,
-        top_p: Some(0.9),
-        min_p: Some(0.1),
-        ..Sampling::GREEDY
-    };
-    for sampling in [Sampling::GREEDY, draw] {
-        for (answer, others, expected) in [
-            // Forced, and banned.
-            (f32::INFINITY, 0.0, Some(1)),
-            (0.0, f32::NEG_INFINITY, Some(1)),
-            (f32::NEG_INFINITY, f32::NEG_INFINITY, None),
-            (0.0, f32::NAN, Some(1)),
-            (0.0, -f32::NAN, Some(1)),
-            (f32::NAN, f32::NAN, None),
-        ] {
-            let mut sampler = Sampler::new(&sampling).unwrap();
-            sampler.push(Box::new(Answer(answer, others)));
-            let token = sampler.sample(&[0.0, 0.0, 1.0]).unwrap();
-            match expected {
-                Some(expected) => assert_eq!(token, expected, "{answer} and {others}"),
-                None => assert!(token < 3),
             }
         }
     }
+    assert_eq!(hash, 9_967_927_417_059_301_835);
 }

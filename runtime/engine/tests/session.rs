@@ -1,72 +1,17 @@
 //! Chats, streams, cancellation and the context's end.
 #![allow(clippy::unwrap_used)]
 
+mod letters;
 #[path = "../../bundle/tests/synthetic/mod.rs"]
 mod synthetic;
 
+use letters::{Model, TEMPLATE, options, text};
+use niwaki::bundle::GenerationDefaults;
 use niwaki::{
-    Cancellation, Chat, ChatRequest, ChatTemplate, ContextEnd, Engine, FinishReason, GenerateError,
-    GenerateOptions, LogitsFor, Message, OpenOptions, Role, Sampling, SessionError, TemplateError,
+    Cancellation, Chat, ChatRequest, ChatTemplate, ContextEnd, FinishReason, GenerateError,
+    GenerateOptions, LogitsFor, Message, Role, SessionError, TemplateError,
 };
-use niwaki_bundle::GenerationDefaults;
-use std::path::Path;
 use synthetic::{Decoder, Random, TOKENIZER};
-
-/// Every letter of it is in the tokenizer's vocabulary.
-const TEMPLATE: &str = "{% for message in messages %}{{ {'system': 'ab', 'user': 'c', 'assistant': 'a'}[message.role] \
-     }}{{ message.content }}{% endfor %}{% if add_generation_prompt %}bb{% endif %}";
-
-struct Model {
-    folder: tempfile::TempDir,
-}
-
-impl Model {
-    fn new(window: Option<usize>) -> Model {
-        Model::with(Decoder {
-            vocabulary: 8,
-            window,
-            ..Decoder::TINY
-        })
-    }
-
-    fn with(decoder: Decoder) -> Model {
-        let folder = tempfile::tempdir().unwrap();
-        decoder.write_with(&Model::path(folder.path()), 1, |writer| {
-            writer.set_tokenizer(TOKENIZER.as_bytes().to_vec());
-            writer.set_chat_template(TEMPLATE);
-        });
-        Model { folder }
-    }
-
-    fn path(folder: &Path) -> std::path::PathBuf {
-        folder.join("model.niwaki")
-    }
-
-    fn open(&self, context_tokens: Option<usize>) -> Engine {
-        let options = OpenOptions {
-            threads: 1,
-            context_tokens,
-            ..OpenOptions::default()
-        };
-        Engine::open(Model::path(self.folder.path()), &options).unwrap()
-    }
-}
-
-fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens,
-        sampling: Sampling {
-            temperature: 1.0,
-            seed: 5,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    }
-}
-
-fn text(items: impl Iterator<Item = Result<niwaki::Token, GenerateError>>) -> String {
-    items.map(|token| token.unwrap().text).collect()
-}
 
 #[test]
 fn a_reply_that_reuses_earlier_turns_is_that_of_a_fresh_session_to_the_bit() {
@@ -284,20 +229,14 @@ fn stop_strings_end_a_generation_wherever_they_come_up() {
     // Three characters: across tokens.
     let start = free.char_indices().nth(20).unwrap().0;
     let stop: String = free[start..].chars().take(3).collect();
-    let stopping = GenerateOptions {
-        stop_strings: vec![stop.clone()],
-        ..options(60)
-    };
+    let stopping = options(60).with_stop_strings([stop.clone()]);
     let mut session = engine.session().unwrap();
     let mut generation = session.generate(&[1, 2, 3], &stopping);
     let stopped = text(generation.by_ref());
     assert_eq!(generation.finish_reason(), Some(FinishReason::StopString));
     assert_eq!(stopped, free[..free.find(&stop).unwrap()]);
 
-    let never = GenerateOptions {
-        stop_strings: vec![format!("{free}x")],
-        ..options(60)
-    };
+    let never = options(60).with_stop_strings([format!("{free}x")]);
     let held = text(engine.session().unwrap().generate(&[1, 2, 3], &never));
     assert_eq!(
         held, free,
@@ -309,10 +248,7 @@ fn stop_strings_end_a_generation_wherever_they_come_up() {
 fn the_end_of_the_context_is_the_callers_choice() {
     let model = Model::new(None);
     let engine = model.open(Some(16));
-    let with = |context_end, max_new_tokens| GenerateOptions {
-        context_end,
-        ..options(max_new_tokens)
-    };
+    let with = |context_end, max_new_tokens| options(max_new_tokens).with_context_end(context_end);
     let run = |prompt: &[u32], options: &GenerateOptions| {
         let mut session = engine.session().unwrap();
         let mut generation = session.generate(prompt, options);
@@ -347,11 +283,9 @@ fn the_end_of_the_context_is_the_callers_choice() {
 #[test]
 fn going_on_after_forgetting_is_as_if_the_kept_tokens_were_the_prompt() {
     let engine = Model::new(None).open(Some(16));
-    let greedy = GenerateOptions {
-        max_new_tokens: 1,
-        context_end: ContextEnd::ForgetOldest,
-        ..GenerateOptions::default()
-    };
+    let greedy = GenerateOptions::default()
+        .with_max_new_tokens(1)
+        .with_context_end(ContextEnd::ForgetOldest);
     let prompt = Random(4).tokens(20, 8);
     let next = |prompt: &[u32]| {
         let mut session = engine.session().unwrap();
@@ -366,10 +300,7 @@ fn a_chat_forgets_whole_turns_and_never_the_system() {
     let engine = Model::new(None).open(Some(60));
     let mut chat = engine.chat().unwrap();
     chat.set_messages(vec![Message::system("abab")]);
-    let forgetting = GenerateOptions {
-        context_end: ContextEnd::ForgetOldest,
-        ..options(8)
-    };
+    let forgetting = options(8).with_context_end(ContextEnd::ForgetOldest);
     for _ in 0..10 {
         let mut reply = chat.reply("abcabc", &forgetting);
         assert!(reply.prompt_tokens() <= 60 - 7);

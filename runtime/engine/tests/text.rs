@@ -102,6 +102,25 @@ fn text_is_never_cut_by_settings_for_training() {
 }
 
 #[test]
+fn a_text_begins_with_the_models_token_unless_it_does_already() {
+    let plain = tokenizer(byte_level(), &["<end>", "a"]);
+    assert_eq!(plain.first_token().unwrap(), None);
+    let begun = plain.with_first_token(Some(0));
+    assert_eq!(begun.first_token().unwrap(), Some(0));
+    assert_eq!(begun.encode("aa", true).unwrap(), [0, 1, 1]);
+    assert_eq!(begun.encode("", true).unwrap(), [0]);
+    assert_eq!(begun.encode("<end>a", true).unwrap(), [0, 1]);
+    assert_eq!(begun.encode("aa", false).unwrap(), [1, 1]);
+}
+
+#[test]
+fn pieces_are_the_vocabularys_spelling() {
+    let tokenizer = tokenizer(byte_level(), &["<end>", "a", "Ġb"]);
+    assert_eq!(tokenizer.piece(2).as_deref(), Some("Ġb"));
+    assert_eq!(tokenizer.piece(3), None);
+}
+
+#[test]
 fn decoders_that_need_the_whole_text_are_refused_by_name() {
     for (decoder, name) in [
         (

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// An instruction set. All of them compute the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Isa {
     /// Plain Rust: the definition, on every CPU. Left out for Android and iOS on aarch64.
     Scalar,
@@ -21,7 +22,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 6] = [
+    pub const ALL: &[Isa] = &[
         Isa::Scalar,
         Isa::Avx2,
         Isa::Avx512Vnni,
@@ -38,7 +39,8 @@ impl Isa {
     /// All that this CPU has, slowest first.
     pub fn available() -> Vec<Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|isa| isa.is_available())
             .collect()
     }
@@ -62,7 +64,7 @@ impl Isa {
 
     /// The instruction set of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|isa| isa.name() == name)
+        Self::ALL.iter().copied().find(|isa| isa.name() == name)
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) const VALUE_SCALES_BYTES: usize = PAGE_TOKENS * 4;
 
 /// What a cached number is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum KvElement {
     /// IEEE binary32.
     F32,
@@ -36,7 +37,7 @@ pub enum KvElement {
 
 impl KvElement {
     /// Every kind, largest first.
-    pub const ALL: [KvElement; 3] = [KvElement::F32, KvElement::F16, KvElement::I8];
+    pub const ALL: &[KvElement] = &[KvElement::F32, KvElement::F16, KvElement::I8];
 
     /// The name that [`from_name`](Self::from_name) understands.
     pub fn name(self) -> &'static str {
@@ -49,7 +50,10 @@ impl KvElement {
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|element| element.name() == name)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|element| element.name() == name)
     }
 }
 

@@ -115,7 +115,7 @@ fn workload_hash(kernels: &Kernels) -> u64 {
         keep(&|out| kernels.rope(&rows, 44, layout, &tables, out));
     }
 
-    for element in KvElement::ALL {
+    for &element in KvElement::ALL {
         let kv = KvFormat {
             kv_heads: 2,
             head_dim: 44,

@@ -2,11 +2,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 use super::{Endpoint, HUNG};
-use niwaki::route::{
-    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
-    HttpsTransport, RetryPolicy, Transport,
-};
 use niwaki::{Cancellation, GenerateOptions, Message, Sampling};
+use niwaki_http::{HttpsTransport, Transport};
+use niwaki_route::{
+    ApiKeySource, CloudAnswer, CloudClient, CloudError, CloudFailure, CloudOptions, CloudTimeouts,
+    RetryPolicy,
+};
 use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -64,16 +65,14 @@ pub fn ask_until(
         let mut text = String::new();
         let result = client.stream(
             &[Message::system("Be brief."), Message::user(WORDS)],
-            &GenerateOptions {
-                max_new_tokens: 7,
-                sampling: Sampling {
-                    temperature: 0.5,
-                    top_p: Some(0.5),
-                    seed: 3,
-                    ..Sampling::GREEDY
-                },
-                ..GenerateOptions::default()
-            },
+            &GenerateOptions::default()
+                .with_max_new_tokens(7)
+                .with_sampling(
+                    Sampling::GREEDY
+                        .with_temperature(0.5)
+                        .with_top_p(0.5)
+                        .with_seed(3),
+                ),
             &cancellation,
             &mut |piece| {
                 text.push_str(piece);

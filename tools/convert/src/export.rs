@@ -3,6 +3,7 @@
 mod notes;
 
 use crate::lower::ModelFacts;
+use niwaki::{TextError, Tokenizer};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -243,12 +244,10 @@ impl Export {
         ids
     }
 
-    /// The token id that begins a text; none where the tokenizer's configuration says that texts begin without one.
+    /// The beginning-of-text token's id; none where the tokenizer's configuration says that there is none.
     pub fn begin_token_id(&self) -> Option<u32> {
-        let tokenizer = &self.tokenizer_config;
-        let without = tokenizer["add_bos_token"] == false
-            || tokenizer.get("bos_token").is_some_and(Value::is_null);
-        if without {
+        let own = self.tokenizer_config.get("bos_token");
+        if own.is_some_and(Value::is_null) {
             return None;
         }
         [
@@ -258,6 +257,24 @@ impl Export {
         ]
         .into_iter()
         .find_map(token_id)
+    }
+
+    /// Whether the tokenizer's configuration puts the beginning-of-text token before every text. Where it does not, the
+    /// post-processor of tokenizer.json may; a configuration that says no takes nothing away from that, as in
+    /// transformers 5.
+    pub fn adds_begin_token(&self) -> bool {
+        self.tokenizer_config["add_bos_token"] == true && self.begin_token_id().is_some()
+    }
+
+    /// The tokenizer, which begins texts as the bundle's will.
+    ///
+    /// # Errors
+    /// When tokenizer.json is not one.
+    pub fn text_tokenizer(&self) -> Result<Option<Tokenizer>, TextError> {
+        let json = self.tokenizer.as_deref();
+        let tokenizer = json.map(Tokenizer::from_bytes).transpose()?;
+        let first = self.begin_token_id().filter(|_| self.adds_begin_token());
+        Ok(tokenizer.map(|tokenizer| tokenizer.with_first_token(first)))
     }
 
     /// The special tokens' texts by the names that chat templates know them by.
@@ -411,17 +428,79 @@ mod tests {
     }
 
     #[test]
-    fn a_text_begins_with_the_configured_token_unless_the_tokenizer_says_without() {
-        assert_eq!(export(Value::Null).begin_token_id(), Some(7));
-        assert_eq!(
-            export(json!({ "bos_token": "<s>" })).begin_token_id(),
-            Some(7)
-        );
-        assert_eq!(
-            export(json!({ "add_bos_token": false })).begin_token_id(),
-            None
-        );
-        assert_eq!(export(json!({ "bos_token": null })).begin_token_id(), None);
+    fn the_token_that_begins_texts_is_the_configured_one_unless_the_tokenizer_has_none() {
+        for (tokenizer_config, token) in [
+            (Value::Null, Some(7)),
+            (json!({ "bos_token": "<s>" }), Some(7)),
+            (json!({ "add_bos_token": false }), Some(7)),
+            (json!({ "bos_token": null }), None),
+        ] {
+            let export = export(tokenizer_config);
+            assert_eq!(export.begin_token_id(), token);
+            assert!(!export.adds_begin_token());
+        }
+        let without_any = json!({ "add_bos_token": true, "bos_token": null });
+        assert!(!export(without_any).adds_begin_token());
+        assert!(export(json!({ "add_bos_token": true })).adds_begin_token());
+    }
+
+    /// A post-processor that puts token 0 before every text.
+    fn puts_first() -> Value {
+        json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}
+        })
+    }
+
+    /// How these models' files say it; what transformers 4.57 makes of such files. The last one is where its classes differ:
+    /// Llama's takes the token away, the general one and all of version 5 leave it.
+    #[test]
+    fn a_text_begins_as_in_transformers() {
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true});
+        let bytes_then_first = json!({"type": "Sequence", "processors": [bytes, puts_first()]});
+        let nothing = json!({
+            "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {}
+        });
+        let flag = |add: bool| json!({"bos_token": "<s>", "add_bos_token": add});
+        let without_flag = json!({"bos_token": "<s>"});
+        for (model, post_processor, tokenizer_config, begins) in [
+            ("Llama 2, Mistral, Gemma", puts_first(), flag(true), true),
+            ("Llama 3", bytes_then_first, without_flag.clone(), true),
+            ("Phi-3", nothing, flag(false), false),
+            ("GPT-2", bytes.clone(), without_flag.clone(), false),
+            (
+                "Qwen2, Qwen3",
+                bytes.clone(),
+                json!({"bos_token": null, "add_bos_token": false}),
+                false,
+            ),
+            ("SmolLM2", Value::Null, without_flag, false),
+            ("DeepSeek", bytes, flag(true), true),
+            ("another", puts_first(), flag(false), true),
+        ] {
+            let tokenizer = json!({
+                "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+                "post_processor": post_processor, "decoder": null,
+                "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                                  "normalized": false, "special": true}],
+                "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                          "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                          "ignore_merges": false, "vocab": {"<s>": 0, "a": 1, "b": 2}, "merges": []}
+            });
+            let export = Export {
+                config: json!({ "bos_token_id": 0 }),
+                tokenizer: Some(tokenizer.to_string().into_bytes()),
+                tokenizer_config,
+                ..Export::default()
+            };
+            let tokens = export.text_tokenizer().unwrap().unwrap().encode("ab", true);
+            let expected: &[u32] = if begins { &[0, 1, 2] } else { &[1, 2] };
+            assert_eq!(tokens.unwrap(), expected, "{model}");
+        }
     }
 
     #[test]

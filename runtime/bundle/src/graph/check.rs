@@ -2,7 +2,7 @@
 
 mod nodes;
 
-use super::{Graph, Input, InputKind, KvLayer, RopeTable};
+use super::{Graph, Input, InputKind, KvLayer, Output, RopeTable};
 use crate::WeightTable;
 use nodes::NodeChecker;
 use std::collections::HashSet;
@@ -202,6 +202,14 @@ impl Graph {
                     "it is node {}, and there are {} nodes",
                     output.node,
                     self.nodes.len()
+                ));
+            }
+            if let (Output::LOGITS, Some(vocabulary), Some((_, ids))) =
+                (output.name.as_str(), self.vocabulary(), self.token_ids())
+                && vocabulary > ids
+            {
+                return fail(format!(
+                    "it has {vocabulary} columns, and there are {ids} token ids"
                 ));
             }
         }

@@ -1,6 +1,7 @@
 //! A conversation over several turns.
 
-use super::options::{ContextEnd, FinishReason, GenerateError, GenerateOptions, Token};
+use super::options::{ContextEnd, GenerateOptions};
+use super::outcome::{FinishReason, GenerateError, Token};
 use super::run::{Beginning, Run};
 use crate::session::{Cancellation, Engine, Session};
 use crate::text::{ChatTemplate, Message, Role, TemplateError, TextError};
@@ -104,9 +105,9 @@ impl Chat {
     /// Adds a message of the user and generates the reply. Nothing is computed before the first token is asked
     /// for; errors come as items.
     ///
-    /// When the reply ends, it joins the conversation. One that ends early - cancelled, failed, or dropped - joins
-    /// it with the text that was given out; without any, the user's message is taken back too, so that the
-    /// conversation is as it was.
+    /// When the reply ends, it joins the conversation. One that ends early - cancelled, failed, dropped, or because no
+    /// token was allowed - joins it with the text that was given out; without any, the user's message is taken back
+    /// too, so that the conversation is as it was.
     pub fn reply(&mut self, message: impl Into<String>, options: &GenerateOptions) -> Reply<'_> {
         let before = self.messages.len();
         self.messages.push(Message::user(message));
@@ -290,6 +291,7 @@ impl Drop for Reply<'_> {
                 FinishReason::EndOfText
                     | FinishReason::StopToken
                     | FinishReason::StopString
+                    | FinishReason::Filtered
                     | FinishReason::MaxTokens
                     | FinishReason::ContextFull
             )

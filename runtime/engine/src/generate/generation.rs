@@ -1,6 +1,7 @@
 //! A stream of tokens from a borrowed session.
 
-use super::options::{FinishReason, GenerateError, GenerateOptions, Token};
+use super::options::GenerateOptions;
+use super::outcome::{FinishReason, GenerateError, Token};
 use super::run::{Beginning, Run};
 use crate::session::{Cancellation, Session};
 

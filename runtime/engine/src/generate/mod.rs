@@ -1,24 +1,25 @@
 //! Choosing the next token, again and again.
+//!
+//! One turn of every generation, whoever owns its session (`run.rs`): the session computes logits, the chain of sampling
+//! steps chooses a token ([`choose`]), the detokenizer makes text of it, and the chain of text filters says which of it is
+//! given out ([`filter`]).
 
-mod candidates;
 mod chat;
-mod exp;
+mod choose;
+mod filter;
 mod generation;
 mod options;
-mod random;
+mod outcome;
 mod run;
-mod sampler;
-mod sampling;
-mod steps;
-mod stop_strings;
 mod stream;
 
-pub use candidates::{Candidate, Candidates};
 pub use chat::{Chat, ChatRequest, Reply};
+pub use choose::{
+    Candidate, Candidates, CheckpointAhead, InvalidSampling, Random, RepetitionPenalty,
+    SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep, SamplingSteps, Stage,
+};
+pub use filter::{FilteredText, TextFilter, TextFilters};
 pub use generation::Generation;
-pub use options::{ContextEnd, FinishReason, GenerateError, GenerateOptions, Token};
-pub use random::Random;
-pub use sampler::Sampler;
-pub use sampling::{InvalidSampling, RepetitionPenalty, Sampling};
-pub use steps::SamplingStep;
+pub use options::{ContextEnd, GenerateOptions};
+pub use outcome::{FinishReason, GenerateError, Token};
 pub use stream::TokenStream;

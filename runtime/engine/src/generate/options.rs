@@ -1,24 +1,22 @@
-//! What a caller asks of a generation, and how it can end.
+//! What a caller asks of a generation.
 
-use super::sampling::{InvalidSampling, Sampling};
-use crate::session::SessionError;
-use crate::text::{TemplateError, TextError};
+use super::choose::{Sampling, SamplingStep, SamplingSteps};
+use super::filter::{TextFilter, TextFilters};
 
 /// When to stop and how to choose.
 ///
 /// ```
 /// use niwaki::{ContextEnd, GenerateOptions, Sampling};
 ///
-/// let options = GenerateOptions {
-///     max_new_tokens: 64,
-///     sampling: Sampling { temperature: 0.7, min_p: Some(0.05), seed: 7, ..Sampling::GREEDY },
-///     stop_strings: vec!["\n\n".into()],
-///     context_end: ContextEnd::ForgetOldest,
-///     ..GenerateOptions::default()
-/// };
+/// let options = GenerateOptions::default()
+///     .with_max_new_tokens(64)
+///     .with_sampling(Sampling::GREEDY.with_temperature(0.7).with_min_p(0.05).with_seed(7))
+///     .with_stop_strings(["\n\n"])
+///     .with_context_end(ContextEnd::ForgetOldest);
 /// # assert!(options.stop_tokens.is_empty());
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// Most tokens to generate.
     pub max_new_tokens: usize,
@@ -31,6 +29,12 @@ pub struct GenerateOptions {
     pub stop_strings: Vec<String>,
     /// What happens when the context has no room left.
     pub context_end: ContextEnd,
+    /// Sampling steps of the app's own, beside those of `sampling`. They work on the device: a router's endpoint
+    /// does not get them.
+    pub steps: SamplingSteps,
+    /// Filters of the app's own for the text that is generated. Stop strings are looked for in what they let through. They
+    /// work on the device: text of a router's endpoint does not pass them.
+    pub filters: TextFilters,
 }
 
 impl Default for GenerateOptions {
@@ -41,87 +45,81 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             context_end: ContextEnd::Stop,
+            steps: SamplingSteps::default(),
+            filters: TextFilters::default(),
         }
+    }
+}
+
+impl GenerateOptions {
+    /// With this for [`max_new_tokens`](Self::max_new_tokens).
+    #[must_use]
+    pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
+        self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// With this for [`sampling`](Self::sampling).
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// With these for [`stop_tokens`](Self::stop_tokens).
+    #[must_use]
+    pub fn with_stop_tokens(mut self, tokens: impl Into<Vec<u32>>) -> Self {
+        self.stop_tokens = tokens.into();
+        self
+    }
+
+    /// With these for [`stop_strings`](Self::stop_strings).
+    #[must_use]
+    pub fn with_stop_strings<S: Into<String>>(
+        mut self,
+        strings: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.stop_strings = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// With this for [`context_end`](Self::context_end).
+    #[must_use]
+    pub fn with_context_end(mut self, context_end: ContextEnd) -> Self {
+        self.context_end = context_end;
+        self
+    }
+
+    /// With one more of [`steps`](Self::steps).
+    #[must_use]
+    pub fn with_step(mut self, step: impl SamplingStep + 'static) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// With one more of [`filters`](Self::filters).
+    #[must_use]
+    pub fn with_filter(mut self, filter: impl TextFilter + 'static) -> Self {
+        self.filters.push(filter);
+        self
     }
 }
 
 /// What happens when the context has no room left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ContextEnd {
-    /// Generate as long as there is room, then end with [`FinishReason::ContextFull`].
+    /// Generate as long as there is room, then end with [`FinishReason::ContextFull`](crate::FinishReason::ContextFull).
     #[default]
     Stop,
     /// Fail before anything is computed unless the prompt and all of `max_new_tokens` have room:
-    /// [`GenerateError::DoesNotFit`].
+    /// [`GenerateError::DoesNotFit`](crate::GenerateError::DoesNotFit).
     Refuse,
     /// Forget the oldest and go on.
     ///
     /// A [`Chat`](crate::Chat) leaves out its oldest turns before a reply, never system messages or the last
-    /// turn, so that the reply has room; it ends with [`FinishReason::ContextFull`] if even that is too little.
+    /// turn, so that the reply has room; it ends with [`FinishReason::ContextFull`](crate::FinishReason::ContextFull) if even that is too little.
     /// A generation without a chat forgets the older half of its tokens whenever the context is full, except a
     /// beginning-of-text token, and computes the newer half again at its new positions.
     ForgetOldest,
-}
-
-/// Why a generation broke off. No variant carries the user's text.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GenerateError {
-    /// The options describe no distribution.
-    #[error("the sampling options make no sense")]
-    Sampling(#[from] InvalidSampling),
-    /// Text cannot be turned into tokens, or tokens into text.
-    #[error("text and tokens cannot be converted")]
-    Text(#[from] TextError),
-    /// The messages cannot be turned into a prompt.
-    #[error("the messages cannot be turned into a prompt")]
-    Template(#[from] TemplateError),
-    /// More than the context has room for.
-    #[error(
-        "a prompt of {prompt_tokens} tokens and {max_new_tokens} new ones do not fit into the {room_tokens} tokens \
-         that the context has room for"
-    )]
-    DoesNotFit {
-        /// Tokens of the prompt.
-        prompt_tokens: usize,
-        /// Tokens that were asked for.
-        max_new_tokens: usize,
-        /// Tokens the context has room for.
-        room_tokens: usize,
-    },
-    /// The model could not be run.
-    #[error("the next token cannot be computed")]
-    Session(#[from] SessionError),
-    /// The system would not start a thread.
-    #[error("no thread can be started for the generation")]
-    Thread(#[source] std::io::Error),
-}
-
-/// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// As many tokens as were asked for.
-    MaxTokens,
-    /// The model ended its text.
-    EndOfText,
-    /// One of the stop tokens came.
-    StopToken,
-    /// One of the stop strings came.
-    StopString,
-    /// The context is full.
-    ContextFull,
-    /// It was cancelled.
-    Cancelled,
-    /// It broke off with an error.
-    Failed,
-}
-
-/// A generated token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
-    /// Its id; `None` for text that comes after the last token, because it might have become a stop string.
-    pub id: Option<u32>,
-    /// The text that is certain with it: never half a character, nothing that may still become a stop string.
-    /// Often empty: the text then comes with a later token.
-    pub text: String,
 }

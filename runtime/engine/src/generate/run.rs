@@ -1,8 +1,9 @@
 //! What goes on in every generation, whoever owns its session.
 
-use super::options::{ContextEnd, FinishReason, GenerateError, GenerateOptions, Token};
-use super::sampler::Sampler;
-use super::stop_strings::StopStrings;
+use super::choose::{SampleError, Sampler};
+use super::filter::FilterChain;
+use super::options::{ContextEnd, GenerateOptions};
+use super::outcome::{FinishReason, GenerateError, Token};
 use crate::session::{Cancellation, LogitsFor, Session, SessionError};
 use crate::text::Detokenizer;
 
@@ -13,10 +14,10 @@ pub(super) struct Run {
     left: usize,
     end_tokens: Vec<u32>,
     stop_tokens: Vec<u32>,
-    stop_strings: StopStrings,
     context_end: ContextEnd,
     sampler: Sampler,
     detokenizer: Option<Detokenizer>,
+    filters: FilterChain,
     cancellation: Cancellation,
     finish_reason: Option<FinishReason>,
 }
@@ -52,9 +53,11 @@ impl Run {
             });
         }
         let mut sampler = Sampler::new(&options.sampling)?;
-        for token in session.tokens().iter().chain(pending) {
-            sampler.accept(*token);
+        for step in options.steps.forks() {
+            sampler.push(step);
         }
+        sampler.read_prompt(session.tokens());
+        sampler.read_prompt(pending);
         let mut detokenizer = engine
             .tokenizer()
             .map(|tokenizer| tokenizer.detokenizer(true))
@@ -72,10 +75,10 @@ impl Run {
             left: options.max_new_tokens,
             end_tokens: engine.generation_defaults().eos_tokens.clone(),
             stop_tokens: options.stop_tokens.clone(),
-            stop_strings: StopStrings::new(&options.stop_strings),
             context_end: options.context_end,
             sampler,
             detokenizer,
+            filters: FilterChain::new(&options.filters, &options.stop_strings),
             cancellation: Cancellation::new(),
             finish_reason: None,
         })
@@ -104,13 +107,10 @@ impl Run {
             return None;
         }
         match self.step(session) {
-            Ok(Some(token)) => Some(Ok(token)),
-            Ok(None) => {
-                self.finish_reason.get_or_insert(FinishReason::Failed);
-                None
-            }
+            Ok(token) => token.map(Ok),
             Err(GenerateError::Session(SessionError::Cancelled)) => {
-                self.end(FinishReason::Cancelled)
+                self.finish_reason = Some(FinishReason::Cancelled);
+                None
             }
             Err(error) => {
                 self.finish_reason = Some(FinishReason::Failed);
@@ -119,11 +119,7 @@ impl Run {
         }
     }
 
-    fn end(&mut self, reason: FinishReason) -> Option<Result<Token, GenerateError>> {
-        self.finish_reason = Some(reason);
-        None
-    }
-
+    /// One token, or none where it ends before another one; the reason is set then.
     fn step(&mut self, session: &mut Session) -> Result<Option<Token>, GenerateError> {
         if self.left == 0 {
             self.finish_reason = Some(FinishReason::MaxTokens);
@@ -133,51 +129,50 @@ impl Run {
         let logits =
             session.append_cancellable(&self.pending, LogitsFor::LastToken, &self.cancellation)?;
         self.pending.clear();
-        let Some(id) = self.sampler.sample(logits.last()) else {
-            return Ok(None);
+        let id = match self.sampler.sample(logits.last()) {
+            Ok(id) => id,
+            Err(SampleError::NothingAllowed) => {
+                return Ok(self.end_before_token(FinishReason::NothingAllowed));
+            }
         };
-        let end = if self.end_tokens.contains(&id) {
-            Some(FinishReason::EndOfText)
-        } else if self.stop_tokens.contains(&id) {
-            Some(FinishReason::StopToken)
-        } else {
-            None
-        };
-        if let Some(reason) = end {
-            self.finish_reason = Some(reason);
-            let text = self.rest();
-            return Ok((!text.is_empty()).then_some(Token { id: None, text }));
+        if self.end_tokens.contains(&id) {
+            return Ok(self.end_before_token(FinishReason::EndOfText));
+        }
+        if self.stop_tokens.contains(&id) {
+            return Ok(self.end_before_token(FinishReason::StopToken));
         }
         self.left -= 1;
         self.pending.push(id);
         self.sampler.accept(id);
-        let (text, stopped) = match &mut self.detokenizer {
-            Some(detokenizer) => self.stop_strings.push(&detokenizer.push(id)),
-            None => (String::new(), false),
-        };
-        let mut token = Token { id: Some(id), text };
+        let piece = self.detokenizer.as_mut().map(|text| text.push(id));
+        let mut passed = self.filters.push(piece.unwrap_or_default());
         let full = session.len() >= session.engine().context_tokens();
-        if stopped {
-            self.finish_reason = Some(FinishReason::StopString);
+        if passed.end.is_some() {
+            self.finish_reason = passed.end;
         } else if self.left == 0 {
-            self.finish_reason = Some(FinishReason::MaxTokens);
-            token.text.push_str(&self.rest());
+            passed.text.push_str(&self.rest(FinishReason::MaxTokens));
         } else if full && self.context_end != ContextEnd::ForgetOldest {
-            self.finish_reason = Some(FinishReason::ContextFull);
-            token.text.push_str(&self.rest());
+            passed.text.push_str(&self.rest(FinishReason::ContextFull));
         }
-        Ok(Some(token))
+        Ok(Some(Token {
+            id: Some(id),
+            text: passed.text,
+        }))
     }
 
-    /// What was held back, now that nothing follows. It may hold a stop string at its very end no more: that
-    /// would have been found.
-    fn rest(&mut self) -> String {
-        let unfinished = self
-            .detokenizer
-            .as_mut()
-            .map(Detokenizer::finish)
-            .unwrap_or_default();
-        self.stop_strings.finish() + &unfinished
+    /// Ends for this reason with a token that is not given out, or none; the text that was held back is.
+    fn end_before_token(&mut self, reason: FinishReason) -> Option<Token> {
+        let text = self.rest(reason);
+        (!text.is_empty()).then_some(Token { id: None, text })
+    }
+
+    /// What was held back, now that nothing follows for this reason. Where a filter finds that the text ended in it, as
+    /// a stop string does in what another filter held back, that came first and is the reason.
+    fn rest(&mut self, reason: FinishReason) -> String {
+        let unfinished = self.detokenizer.as_mut().map(Detokenizer::finish);
+        let passed = self.filters.finish(unfinished.unwrap_or_default());
+        self.finish_reason = Some(passed.end.unwrap_or(reason));
+        passed.text
     }
 
     /// Forgets the older half of the context when that is asked for and needed.

@@ -1,13 +1,15 @@
 //! A generation on a thread of its own.
 
 use super::chat::Chat;
-use super::options::{FinishReason, GenerateError, GenerateOptions, Token};
+use super::options::GenerateOptions;
+use super::outcome::{FinishReason, GenerateError, Token};
 use crate::session::{Cancellation, Session};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use crate::stream::{Feed, Stream};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// So many tokens may wait to be read before the generation waits too.
-const WAITING_TOKENS: usize = 32;
+const WAITING_TOKENS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
 type Item = Result<Token, GenerateError>;
 
@@ -16,25 +18,22 @@ type Item = Result<Token, GenerateError>;
 ///
 /// Dropping it cancels the generation, which then ends within one layer's work. It does not wait for that end;
 /// [`into_inner`](Self::into_inner) does, and gives the session or chat back.
-#[derive(Debug)]
 pub struct TokenStream<T> {
-    /// `None` once the stream is no longer read.
-    tokens: Option<Receiver<Item>>,
+    /// Or why there is no thread, until that was given out.
+    stream: Result<Stream<Item, Option<FinishReason>>, Option<GenerateError>>,
     cancellation: Cancellation,
-    worker: Option<JoinHandle<(T, Option<FinishReason>)>>,
-    finished: Option<(Option<T>, FinishReason)>,
-    /// Why there is no thread.
-    failed: Option<GenerateError>,
+    /// The session or chat, when the generation has ended.
+    owner: Arc<Mutex<Option<T>>>,
 }
 
 impl Session {
     /// As [`generate`](Self::generate), on a thread of its own.
     pub fn into_stream(self, prompt: Vec<u32>, options: GenerateOptions) -> TokenStream<Session> {
-        TokenStream::start(self, move |session, cancellation, tokens| {
+        TokenStream::start(self, move |session, feed| {
             let mut generation = session
                 .generate(&prompt, &options)
-                .with_cancellation(cancellation);
-            forward(&mut generation, tokens);
+                .with_cancellation(feed.cancellation().clone());
+            forward(&mut generation, feed);
             generation.finish_reason()
         })
     }
@@ -48,20 +47,20 @@ impl Chat {
         options: GenerateOptions,
     ) -> TokenStream<Chat> {
         let message = message.into();
-        TokenStream::start(self, move |chat, cancellation, tokens| {
+        TokenStream::start(self, move |chat, feed| {
             let mut reply = chat
                 .reply(message, &options)
-                .with_cancellation(cancellation);
-            forward(&mut reply, tokens);
+                .with_cancellation(feed.cancellation().clone());
+            forward(&mut reply, feed);
             reply.finish_reason()
         })
     }
 }
 
 /// Passes tokens on until there are no more, or nobody reads them.
-fn forward(generation: &mut dyn Iterator<Item = Item>, tokens: &SyncSender<Item>) {
+fn forward(generation: &mut dyn Iterator<Item = Item>, feed: &Feed<Item>) {
     for token in generation {
-        if tokens.send(token).is_err() {
+        if feed.put(token).is_break() {
             return;
         }
     }
@@ -70,83 +69,73 @@ fn forward(generation: &mut dyn Iterator<Item = Item>, tokens: &SyncSender<Item>
 impl<T: Send + 'static> TokenStream<T> {
     fn start(
         mut owner: T,
-        work: impl FnOnce(&mut T, Cancellation, &SyncSender<Item>) -> Option<FinishReason>
-        + Send
-        + 'static,
+        work: impl FnOnce(&mut T, &Feed<Item>) -> Option<FinishReason> + Send + 'static,
     ) -> TokenStream<T> {
-        let cancellation = Cancellation::new();
-        let (sender, tokens) = sync_channel(WAITING_TOKENS);
-        let theirs = cancellation.clone();
-        let worker = std::thread::Builder::new()
-            .name("niwaki generation".into())
-            .spawn(move || {
-                let reason = work(&mut owner, theirs, &sender);
-                (owner, reason)
-            });
-        let (worker, failed) = match worker {
-            Ok(worker) => (Some(worker), None),
-            Err(error) => (None, Some(GenerateError::Thread(error))),
-        };
+        let returned = Arc::new(Mutex::new(None));
+        let stream = Stream::start(WAITING_TOKENS, {
+            let returned = returned.clone();
+            move |feed| {
+                let reason = work(&mut owner, feed);
+                *lock(&returned) = Some(owner);
+                reason
+            }
+        });
         TokenStream {
-            tokens: Some(tokens),
-            cancellation,
-            worker,
-            finished: None,
-            failed,
+            cancellation: match &stream {
+                Ok(stream) => stream.cancellation().clone(),
+                Err(_) => Cancellation::new(),
+            },
+            stream: stream.map_err(|error| Some(GenerateError::Thread(error))),
+            owner: returned,
         }
     }
 
-    /// What cancels it: clone it into the thread or the button that does.
+    /// What cancels it: clone it into the thread or the button that does. Tokens that wait to be read are then not given
+    /// out any more.
     pub fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }
 
     /// Why it ended; `None` until the last token was read.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finished.as_ref().map(|(_, reason)| *reason)
+        match &self.stream {
+            Ok(stream) => stream.end().map(|end| match end {
+                Ok(reason) => reason.unwrap_or(FinishReason::Cancelled),
+                Err(_) => FinishReason::Failed,
+            }),
+            Err(Some(_)) => None,
+            Err(None) => Some(FinishReason::Failed),
+        }
     }
 
     /// Cancels what is still going on, waits until it has ended, and gives the session or chat back. `None` when
     /// no thread could be started, or the generation panicked.
-    pub fn into_inner(mut self) -> Option<T> {
-        self.cancellation.cancel();
-        self.finish();
-        self.finished.take().and_then(|(owner, _)| owner)
-    }
-
-    fn finish(&mut self) {
-        // A worker that waits for a reader must not wait for ever.
-        self.tokens = None;
-        if self.finished.is_none() {
-            let ended = self.worker.take().and_then(|worker| worker.join().ok());
-            self.finished = Some(match ended {
-                Some((owner, reason)) => (Some(owner), reason.unwrap_or(FinishReason::Cancelled)),
-                None => (None, FinishReason::Failed),
-            });
-        }
+    pub fn into_inner(self) -> Option<T> {
+        self.stream.ok()?.into_end()?;
+        lock(&self.owner).take()
     }
 }
 
-impl<T: Send + 'static> Iterator for TokenStream<T> {
+impl<T> Iterator for TokenStream<T> {
     type Item = Item;
 
     /// Waits for the next token.
     fn next(&mut self) -> Option<Item> {
-        if let Some(error) = self.failed.take() {
-            return Some(Err(error));
-        }
-        match self.tokens.as_ref()?.recv() {
-            Ok(token) => Some(token),
-            Err(_) => {
-                self.finish();
-                None
-            }
+        match &mut self.stream {
+            Ok(stream) => stream.next(),
+            Err(error) => error.take().map(Err),
         }
     }
 }
 
-impl<T> Drop for TokenStream<T> {
-    fn drop(&mut self) {
-        self.cancellation.cancel();
+impl<T> std::fmt::Debug for TokenStream<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenStream")
+            .field("cancellation", &self.cancellation)
+            .finish_non_exhaustive()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

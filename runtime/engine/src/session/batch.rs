@@ -120,7 +120,7 @@ impl Engine {
         steps: &mut [Step<'_>],
         cancellation: Option<&Cancellation>,
     ) -> Result<Vec<Outputs>, BatchError> {
-        let mut sequences = Vec::with_capacity(steps.len());
+        let mut sequences: TVec<Sequence<'_>> = TVec::new();
         for (index, step) in steps.iter_mut().enumerate() {
             let sequence = Sequence::new(self, step).map_err(|source| BatchError {
                 step: Some(index),
@@ -169,7 +169,7 @@ struct Sequence<'a> {
     before: usize,
     cache_before: Option<KvCache>,
     /// Of each output what runs gave so far.
-    results: Vec<Results>,
+    results: TVec<Results>,
 }
 
 /// What runs gave of one output.
@@ -433,7 +433,7 @@ fn run_once(
         let entries = |id| sequence.and_then(|sequence| sequence.entries(graph, id, tokens));
         given.push((0..graph.inputs.len()).map(entries).collect());
     }
-    let mut parts = Vec::with_capacity(run.len());
+    let mut parts: TVec<Part<'_>> = TVec::new();
     let mut taken = run.iter().peekable();
     for (index, sequence) in sequences.iter_mut().enumerate() {
         if let Some((_, tokens, wanted)) = taken.next_if(|(of, ..)| *of == index) {

@@ -4,7 +4,7 @@ use super::error::SessionError;
 use super::isa;
 use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
 use super::session::Session;
-use super::threads::default_threads;
+use super::threads::{MAX_THREADS, default_threads};
 use super::workspaces::Workspaces;
 use crate::kv::KvCache;
 use crate::model::{Model, ModelError, Workspace};
@@ -19,9 +19,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How to open a bundle.
+///
+/// ```
+/// use niwaki::{KvElement, OpenOptions};
+///
+/// let options = OpenOptions::default().with_threads(4).with_context_tokens(2048).with_kv(KvElement::I8);
+/// assert_eq!(options.memory_limit_bytes, None);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
-    /// Threads that compute, the calling one included; 0 takes the number of fast cores.
+    /// Threads that compute, the calling one included, at most 256; 0 takes the number of fast cores.
     pub threads: usize,
     /// How much of the file is compared with its hashes.
     pub verify: Verify,
@@ -33,6 +41,44 @@ pub struct OpenOptions {
     pub kv: Option<KvElement>,
     /// Instruction set of the kernels; when absent the environment variable `NIWAKI_ISA`, else the best.
     pub isa: Option<Isa>,
+}
+
+impl OpenOptions {
+    /// Sets [`threads`](Self::threads).
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets [`verify`](Self::verify).
+    pub fn with_verify(mut self, verify: Verify) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Sets [`memory_limit_bytes`](Self::memory_limit_bytes).
+    pub fn with_memory_limit_bytes(mut self, limit_bytes: impl Into<Option<u64>>) -> Self {
+        self.memory_limit_bytes = limit_bytes.into();
+        self
+    }
+
+    /// Sets [`context_tokens`](Self::context_tokens).
+    pub fn with_context_tokens(mut self, context_tokens: impl Into<Option<usize>>) -> Self {
+        self.context_tokens = context_tokens.into();
+        self
+    }
+
+    /// Sets [`kv`](Self::kv).
+    pub fn with_kv(mut self, kv: impl Into<Option<KvElement>>) -> Self {
+        self.kv = kv.into();
+        self
+    }
+
+    /// Sets [`isa`](Self::isa).
+    pub fn with_isa(mut self, isa: impl Into<Option<Isa>>) -> Self {
+        self.isa = isa.into();
+        self
+    }
 }
 
 /// Why a bundle could not be opened as an engine.
@@ -75,6 +121,16 @@ pub enum OpenError {
     /// The kernels refused the instruction set.
     #[error("the kernels cannot run here")]
     Kernels(#[from] UnsupportedIsa),
+    /// More threads than are started.
+    #[error(
+        "{threads} threads are too many: ask for at most {most}, or for none to take the fast cores"
+    )]
+    TooManyThreads {
+        /// What was asked for.
+        threads: usize,
+        /// Most that can be asked for.
+        most: usize,
+    },
     /// A context without room for a token.
     #[error("a context of 0 tokens holds nothing; ask for at least 1")]
     NoContext,
@@ -203,7 +259,10 @@ impl Engine {
         let tokenizer = bundle
             .tokenizer_json()?
             .map(|json| Tokenizer::from_bytes(&json))
-            .transpose()?;
+            .transpose()?
+            .map(|tokenizer| {
+                tokenizer.with_first_token(bundle.generation_defaults().first_token())
+            });
         log::info!(
             "opened a bundle of {} bytes: {} nodes, {} threads, {} kernels, context {}",
             bundle.header().bundle_bytes,
@@ -343,10 +402,15 @@ impl Settings {
         } else {
             KvElement::F16
         });
-        let threads = if options.threads == 0 {
-            default_threads()
-        } else {
-            options.threads
+        let threads = match options.threads {
+            0 => default_threads(),
+            threads if threads > MAX_THREADS => {
+                return Err(OpenError::TooManyThreads {
+                    threads,
+                    most: MAX_THREADS,
+                });
+            }
+            threads => threads,
         };
         Ok(Settings {
             threads,

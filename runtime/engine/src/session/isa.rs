@@ -16,7 +16,7 @@ pub(super) fn choose(option: Option<Isa>) -> Result<Isa, OpenError> {
                 let name = name.to_string_lossy();
                 Isa::from_name(&name).ok_or_else(|| OpenError::UnknownIsa {
                     name: name.into_owned(),
-                    known: names(&Isa::ALL),
+                    known: names(Isa::ALL),
                 })?
             }
         },

@@ -12,9 +12,9 @@ mod threads;
 mod workspaces;
 
 pub use batch::{BatchError, LogitsFor, Outputs, Step};
-pub use cancellation::Cancellation;
+pub use cancellation::{Cancellation, OnCancel};
 pub use engine::{Engine, OpenError, OpenOptions};
 pub use error::SessionError;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use rows::Logits;
-pub use session::{Checkpoint, Session};
+pub use session::{Session, SessionCheckpoint};

@@ -21,7 +21,7 @@ pub struct Session {
 /// What a session held at one moment, to [go back](Session::rewind) to. It shares keys and values with the session: it
 /// costs the pages that the session writes to afterwards.
 #[derive(Clone)]
-pub struct Checkpoint {
+pub struct SessionCheckpoint {
     engine: Engine,
     cache: KvCache,
     tokens: Vec<u32>,
@@ -132,8 +132,8 @@ impl Session {
 
     /// What the session holds now. Unlike [`truncate`](Self::truncate), going back to it always succeeds: it keeps what
     /// sliding windows drop later.
-    pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint {
+    pub fn checkpoint(&self) -> SessionCheckpoint {
+        SessionCheckpoint {
             engine: self.engine.clone(),
             cache: self.cache.clone(),
             tokens: self.tokens.clone(),
@@ -144,7 +144,7 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError::OtherEngine`].
-    pub fn rewind(&mut self, checkpoint: &Checkpoint) -> Result<(), SessionError> {
+    pub fn rewind(&mut self, checkpoint: &SessionCheckpoint) -> Result<(), SessionError> {
         if !self.belongs_to(&checkpoint.engine) {
             return Err(SessionError::OtherEngine);
         }
@@ -227,9 +227,9 @@ impl std::fmt::Debug for Session {
     }
 }
 
-impl std::fmt::Debug for Checkpoint {
+impl std::fmt::Debug for SessionCheckpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkpoint")
+        f.debug_struct("SessionCheckpoint")
             .field("len", &self.cache.len())
             .finish_non_exhaustive()
     }

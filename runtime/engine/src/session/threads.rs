@@ -1,12 +1,17 @@
 //! How many threads to use when the caller does not say.
 
+/// Most threads that compute. A token's work is split over a few dozen at best; thousands end at the system's limits,
+/// where starting one more ends the process.
+pub(super) const MAX_THREADS: usize = 256;
+
 /// The number of fast cores: on big.LITTLE chips a slow core would hold up all others at every step.
 pub(super) fn default_threads() -> usize {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
-    match fast_cores(&core_capacities()) {
+    let threads = match fast_cores(&core_capacities()) {
         0 => available,
         fast => fast.min(available),
-    }
+    };
+    threads.min(MAX_THREADS)
 }
 
 /// Cores with at least half of the capacity of the fastest.

@@ -44,6 +44,8 @@ pub enum TextError {
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     decoding: Result<Arc<Decoding>, String>,
+    /// Stands before every text, whatever the post-processor does.
+    first_token: Option<u32>,
 }
 
 impl Tokenizer {
@@ -73,20 +75,46 @@ impl Tokenizer {
         Ok(Tokenizer {
             inner: Arc::new(inner),
             decoding,
+            first_token: None,
         })
     }
 
-    /// The tokens of `text`; with `add_special`, those the tokenizer puts around a text as well.
+    /// This tokenizer, with a token before every text that does not begin with it already: for models whose texts begin
+    /// so though the post-processor of tokenizer.json does not say it.
+    #[must_use]
+    pub fn with_first_token(self, first_token: Option<u32>) -> Tokenizer {
+        Tokenizer {
+            first_token,
+            ..self
+        }
+    }
+
+    /// The tokens of `text`; with `add_special`, those that the model wants around a text as well.
     ///
     /// # Errors
     /// [`TextError::Encode`].
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
-        catch_unwind(AssertUnwindSafe(|| {
-            self.inner.encode_fast(text, add_special)
-        }))
-        .map_err(|_| TextError::Unusable)?
-        .map(|encoding| encoding.get_ids().to_vec())
-        .map_err(|_| TextError::Encode)
+        let encode = || self.inner.encode_fast(text, add_special);
+        let encoding = catch_unwind(AssertUnwindSafe(encode))
+            .map_err(|_| TextError::Unusable)?
+            .map_err(|_| TextError::Encode)?;
+        let mut tokens = encoding.get_ids().to_vec();
+        if let Some(first) = self.first_token.filter(|_| add_special)
+            && tokens.first() != Some(&first)
+        {
+            tokens.insert(0, first);
+        }
+        Ok(tokens)
+    }
+
+    /// The token that [`encode`](Self::encode) puts before every text, if it does: a beginning-of-text token.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`].
+    pub fn first_token(&self) -> Result<Option<u32>, TextError> {
+        let (with, without) = (self.encode("a", true)?, self.encode("a", false)?);
+        let first = with.first().filter(|first| without.first() != Some(first));
+        Ok(first.copied())
     }
 
     /// The text of `tokens`; with `skip_special`, without those that are no text.
@@ -112,6 +140,11 @@ impl Tokenizer {
             Ok(_) => Ok(Detokenizer::new(self.clone(), skip_special)),
             Err(kind) => Err(TextError::UnsupportedDecoder(kind.clone())),
         }
+    }
+
+    /// A token as the vocabulary spells it: not text, which may take several tokens for one character.
+    pub fn piece(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
     }
 
     /// The id of a token's exact text.

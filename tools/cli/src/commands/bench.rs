@@ -201,13 +201,11 @@ fn open(
         .map(|test| test.depth.saturating_add(test.tokens))
         .max()
         .unwrap_or(1);
-    let options = OpenOptions {
-        threads,
-        context_tokens: Some(longest),
-        isa: args.isa,
-        kv: args.kv.map(KeptAs::element),
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default()
+        .with_threads(threads)
+        .with_context_tokens(longest)
+        .with_isa(args.isa)
+        .with_kv(args.kv.map(KeptAs::element));
     let start = Instant::now();
     let engine = Engine::open(&args.model, &options).map_err(|source| CommandError::Open {
         path: args.model.clone(),

@@ -54,12 +54,10 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), CommandError> {
     if let Some(system) = &args.system {
         chat.set_messages(vec![Message::system(system.as_str())]);
     }
-    let options = GenerateOptions {
-        context_end: ContextEnd::ForgetOldest,
-        ..args
-            .generation
-            .options(model.engine().generation_defaults())
-    };
+    let options = args
+        .generation
+        .options(model.engine().generation_defaults())
+        .with_context_end(ContextEnd::ForgetOldest);
     let stdin = io::stdin();
     let interactive = stdin.is_terminal() && !args.json;
     let mut lines = stdin.lock().lines();

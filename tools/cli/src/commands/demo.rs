@@ -11,7 +11,7 @@ use crate::terminal::{self, Progress, Table};
 use clap::Args;
 use niwaki::{GenerateOptions, LogitsFor, RepetitionPenalty, Sampling, SessionError};
 use niwaki_convert::build::Weights;
-use niwaki_convert::evaluate::{Beginnings, Evaluation, TokenStream, evaluate};
+use niwaki_convert::evaluate::{Beginnings, Cut, Subject, TokenStream, compare};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,8 @@ struct Figures {
     build_s: f64,
     size_bytes: u64,
     perplexity: f64,
+    /// Mean Kullback-Leibler divergence of the probabilities from those of fp32, in nats a token.
+    kl_nats: f64,
     /// Share of positions, 0 to 1, with the same most likely token as fp32.
     top1_agreement: f64,
     prefill_tokens_per_s: f64,
@@ -89,6 +91,12 @@ struct Built {
     model: Model,
 }
 
+impl Built {
+    fn subject(&self) -> Subject<'_> {
+        Subject::new(self.weights, self.model.engine())
+    }
+}
+
 pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
     let say = |text: &str| if args.json { Ok(()) } else { print(text) };
     let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
@@ -116,24 +124,24 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
         built.push(form);
     }
 
-    let evaluations = evaluate_all(&built)?;
+    let (scored_tokens, qualities) = compare_all(&built)?;
     let speeds = measure_speeds(&built)?;
     let figures: Vec<Figures> = built
         .iter()
-        .zip(&evaluations)
+        .zip(&qualities)
         .zip(&speeds)
-        .map(|((form, evaluation), speed)| figures(form, evaluation, &evaluations, speed))
+        .map(|((form, quality), speed)| figures(form, quality, speed))
         .collect();
-    let (Some(smallest), Some(evaluation)) = (built.last(), evaluations.last()) else {
+    let Some(smallest) = built.last() else {
         return Ok(());
     };
     let engine = smallest.model.engine();
-    let scored_tokens = evaluation.choices.len();
     say(&format!("\n{}", table(&figures)))?;
     say(&format!(
-        "\nPerplexity on {} tokens of held-out text in windows of {WINDOW_TOKENS}; top-1 is how often the most likely\n\
-         token is fp32's. Speed with {} threads and {} kernels. Memory is what the engine plans for a full\n\
-         context of {} tokens, the mapped file included.\n\n",
+        "\nPerplexity on {} tokens of held-out text in windows of {WINDOW_TOKENS}; KL is how far the\n\
+         probabilities are from fp32's, in nats a token; top-1 is how often the most likely token is fp32's.\n\
+         Speed with {} threads and {} kernels. Memory is what the engine plans for a full context of\n\
+         {} tokens, the mapped file included.\n\n",
         terminal::count(scored_tokens as u64),
         engine.threads(),
         engine.isa().name(),
@@ -141,22 +149,17 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CommandError> {
     ))?;
 
     let prompt = smallest.model.encode_prompt(&args.prompt, true)?;
-    let options = GenerateOptions {
-        max_new_tokens: STORY_TOKENS,
-        sampling: Sampling {
-            temperature: 0.7,
-            top_k: Some(40),
-            top_p: Some(0.9),
-            // A model this small would tell of the king's daughter's daughter for ever.
-            repetition_penalty: Some(RepetitionPenalty {
-                factor: 1.15,
-                last_tokens: None,
-            }),
-            seed: args.seed,
-            ..Sampling::GREEDY
-        },
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default()
+        .with_max_new_tokens(STORY_TOKENS)
+        .with_sampling(
+            Sampling::GREEDY
+                .with_temperature(0.7)
+                .with_top_k(40)
+                .with_top_p(0.9)
+                // A model this small would tell of the king's daughter's daughter for ever.
+                .with_repetition_penalty(RepetitionPenalty::new(1.15))
+                .with_seed(args.seed),
+        );
     say(&args.prompt)?;
     let story = generate(&smallest.model, &prompt, &options, |text| say(text))?;
     say("\n")?;
@@ -205,27 +208,45 @@ fn build_form(
     })
 }
 
-fn evaluate_all(built: &[Built]) -> Result<Vec<Evaluation>, CommandError> {
-    built
-        .iter()
-        .map(|form| {
-            let stream = held_out(&form.model)?;
-            let windows = stream.windows(WINDOW_TOKENS);
-            let progress =
-                Progress::steps(&format!("perplexity of {}", form.weights), windows.len());
-            evaluate(form.model.engine(), windows, || progress.step()).map_err(failed(&form.model))
-        })
-        .collect()
+/// How well a form predicts the held-out text, and how far it is from the first one.
+struct Quality {
+    perplexity: f64,
+    kl_nats: f64,
+    top1_agreement: f64,
 }
 
+/// Compares every form with the first one, on so many tokens.
+fn compare_all(built: &[Built]) -> Result<(usize, Vec<Quality>), CommandError> {
+    let Some((reference, others)) = built.split_first() else {
+        return Ok((0, Vec::new()));
+    };
+    let stream = held_out(&reference.model)?;
+    let windows = stream.windows(&Cut::every(WINDOW_TOKENS));
+    let progress = Progress::steps("measuring perplexity", windows.len());
+    let others: Vec<Subject<'_>> = others.iter().map(Built::subject).collect();
+    let comparisons = compare(reference.subject(), &others, windows, || progress.step())?;
+    let mut qualities = Vec::with_capacity(built.len());
+    qualities.extend(comparisons.first().map(|comparison| Quality {
+        perplexity: comparison.reference().perplexity().value,
+        kl_nats: 0.0,
+        top1_agreement: 1.0,
+    }));
+    qualities.extend(comparisons.iter().map(|comparison| Quality {
+        perplexity: comparison.model().perplexity().value,
+        kl_nats: comparison.kl_nats().value,
+        top1_agreement: comparison.top1_agreement().value,
+    }));
+    let scored_tokens = comparisons
+        .first()
+        .map_or(0, |found| found.positions().len());
+    Ok((scored_tokens, qualities))
+}
+
+/// The held-out text as the model was trained: token 0 before each passage.
 fn held_out(model: &Model) -> Result<TokenStream, CommandError> {
     let beginnings = model.bos().map_or(Beginnings::None, Beginnings::OfPassages);
-    TokenStream::encode(demo_model::HELD_OUT_TEXT, model.tokenizer()?, beginnings).map_err(
-        |source| CommandError::Encode {
-            path: model.path().to_owned(),
-            source,
-        },
-    )
+    TokenStream::encode(demo_model::HELD_OUT_TEXT, model.tokenizer()?, beginnings)
+        .map_err(model.cannot_encode())
 }
 
 /// Tokens per second.
@@ -255,11 +276,10 @@ fn measure_speeds(built: &[Built]) -> Result<Vec<Speed>, CommandError> {
 
 /// Seconds of one prefill and of the decoding after it.
 fn time(model: &Model) -> Result<(f64, f64), CommandError> {
-    let tokens = held_out(model)?
-        .windows(PREFILL_TOKENS + DECODE_TOKENS)
-        .next()
-        .unwrap_or_default();
-    let (prompt, rest) = tokens.split_at(PREFILL_TOKENS.min(tokens.len()));
+    let stream = held_out(model)?;
+    let (prompt, rest) = stream
+        .tokens()
+        .split_at(PREFILL_TOKENS.min(stream.tokens().len()));
     let mut session = model.session()?;
     let start = Instant::now();
     session
@@ -285,16 +305,15 @@ fn failed(model: &Model) -> impl FnOnce(SessionError) -> CommandError + use<> {
     move |source| CommandError::Session { path, source }
 }
 
-fn figures(form: &Built, evaluation: &Evaluation, all: &[Evaluation], speed: &Speed) -> Figures {
+fn figures(form: &Built, quality: &Quality, speed: &Speed) -> Figures {
     let plan = form.model.engine().memory_plan();
     Figures {
         weights: form.weights,
         build_s: form.build_s,
         size_bytes: form.size_bytes,
-        perplexity: evaluation.perplexity(),
-        top1_agreement: all
-            .first()
-            .map_or(1.0, |reference| evaluation.agreement(reference)),
+        perplexity: quality.perplexity,
+        kl_nats: quality.kl_nats,
+        top1_agreement: quality.top1_agreement,
         prefill_tokens_per_s: speed.prefill,
         decode_tokens_per_s: speed.decode,
         file_bytes: plan.file_bytes(),
@@ -308,6 +327,7 @@ fn table(figures: &[Figures]) -> Table {
         "size",
         "perplexity",
         "change",
+        "KL",
         "top-1",
         "prefill tok/s",
         "decode tok/s",
@@ -323,6 +343,7 @@ fn table(figures: &[Figures]) -> Table {
             terminal::bytes(form.size_bytes),
             format!("{:.3}", form.perplexity),
             compared(terminal::percent_change(form.perplexity, reference)),
+            compared(terminal::significant(form.kl_nats)),
             compared(format!("{:.1} %", form.top1_agreement * 100.0)),
             format!("{:.0}", form.prefill_tokens_per_s),
             format!("{:.0}", form.decode_tokens_per_s),

@@ -1,10 +1,11 @@
 //! Why a command failed, and what the user can do about it.
 
-use niwaki::route::{BackendFailure, CloudError, Refusal, RouteFailure};
 use niwaki_convert::build::BuildError;
+use niwaki_convert::evaluate::EvaluateError;
 use niwaki_convert::lower::LeftOver;
 use niwaki_convert::prune::PruneError;
 use niwaki_convert::quantize::QuantizeError;
+use niwaki_route::{BackendFailure, CloudError, Refusal, RouteFailure};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,8 +36,24 @@ pub(super) enum CommandError {
     #[error("{} is not UTF-8 text: the byte at offset {offset} does not fit", path.display())]
     NotText { path: PathBuf, offset: usize },
     /// A text has too few tokens to predict one.
-    #[error("{} has nothing to predict: it holds fewer than two tokens", path.display())]
-    NothingToScore { path: PathBuf },
+    #[error("{} has nothing to predict: it holds too few tokens ({tokens})", path.display())]
+    NothingToScore { path: PathBuf, tokens: usize },
+    /// A window is longer than a context.
+    #[error("{} holds {context_tokens} tokens at once, a window would have {window_tokens}", path.display())]
+    WindowTooLong {
+        path: PathBuf,
+        window_tokens: usize,
+        context_tokens: usize,
+    },
+    /// Two models read the same text as different tokens.
+    #[error(
+        "{} and {} turn the text into different tokens: only models with the same tokenizer can be compared",
+        path.display(), reference.display()
+    )]
+    OtherTokenizer { path: PathBuf, reference: PathBuf },
+    /// A model could not be measured.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// The model is neither a bundle, nor an export folder, nor ONNX.
     #[error("{} is not a model", path.display())]
     NotAModel { path: PathBuf },
@@ -124,10 +141,10 @@ pub(super) enum CommandError {
     },
     /// The prompt was not answered, neither here nor elsewhere.
     #[error(transparent)]
-    Route(#[from] niwaki::route::RouteError),
+    Route(#[from] niwaki_route::RouteError),
     /// The endpoint cannot be used.
     #[error("cannot use the endpoint")]
-    Endpoint(#[source] niwaki::route::CloudError),
+    Endpoint(#[source] niwaki_route::CloudError),
     /// The calls are not the JSON they should be.
     #[error("{} is not a list of calls", path.display())]
     CallsSyntax {
@@ -205,6 +222,13 @@ impl CommandError {
                 "--weights quantizes projections that the export left in floats, --embedding the embedding"
             }
             CommandError::NoBos { .. } => "choose --bos none",
+            CommandError::WindowTooLong { .. } => "give a smaller --window",
+            CommandError::NothingToScore { .. } => {
+                "give a longer text, or ask for less with --min-context"
+            }
+            CommandError::Evaluate(EvaluateError::NotFinite { .. }) => {
+                "build it again from its export; if the export itself gives NaN in another runtime, its weights are damaged"
+            }
             CommandError::CallsSyntax { .. } => {
                 "it should look like [{\"name\": \"prefill\", \"ids\": [1, 2, 3], \"reset\": true}]"
             }

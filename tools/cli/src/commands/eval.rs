@@ -1,20 +1,23 @@
-//! `niwaki eval`: how well a model predicts a text.
+//! `niwaki eval`: how well a model predicts a text, and how far it is from a reference.
 
 use super::error::CommandError;
 use super::model::{self, EngineArgs, Model};
 use super::{print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
-use niwaki::Tokenizer;
-use niwaki_convert::evaluate::{Beginnings, Evaluation, TokenStream, evaluate};
+use niwaki_convert::evaluate::{
+    Beginnings, Comparison, Cut, Evaluation, Subject, TokenStream, compare, evaluate,
+};
 use serde::Serialize;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// Measure perplexity on a text file.
+/// Measure perplexity on a text file, and what quantization changed.
 ///
-/// The text is scored in windows that do not see each other.
+/// The text is scored as it is, line ends and empty lines included, in windows that do not see each other. With a
+/// reference, usually the export that the model was built from, every prediction is compared with the reference's.
+/// docs/evaluation.md tells what the figures mean and how to get those of transformers and llama.cpp.
 #[derive(Args)]
 pub(super) struct EvalArgs {
     /// A .niwaki bundle, an export folder or an .onnx file (computed in f32, as ONNX means it).
@@ -22,15 +25,22 @@ pub(super) struct EvalArgs {
     /// UTF-8 text that the model was not trained on.
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    /// Tokens in one window.
-    #[arg(long, default_value = "256", value_name = "N")]
-    window: NonZeroUsize,
+    /// Compare with this model, which should have lost nothing: the same in f32.
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<PathBuf>,
+    /// Tokens that the model sees in one window [default: 512, or the context if that is shorter].
+    #[arg(long, value_name = "N")]
+    window: Option<NonZeroUsize>,
+    /// Tokens from the beginning of a window to that of the next; where windows overlap, the later one scores only what
+    /// the earlier did not [default: the window, so that every token but the first is scored once].
+    #[arg(long, value_name = "N")]
+    stride: Option<NonZeroUsize>,
+    /// Score only tokens with at least this many before them in their window.
+    #[arg(long, default_value = "1", value_name = "N")]
+    min_context: NonZeroUsize,
     /// Score only this many windows from the beginning.
     #[arg(long, value_name = "N")]
     max_windows: Option<NonZeroUsize>,
-    /// Also count how often the most likely token is the one this model chooses.
-    #[arg(long, value_name = "MODEL")]
-    reference: Option<PathBuf>,
     /// Where the model's beginning-of-text token stands.
     #[arg(long, value_enum, default_value_t = Bos::Auto)]
     bos: Bos,
@@ -41,76 +51,99 @@ pub(super) struct EvalArgs {
     engine: EngineArgs,
 }
 
+/// Window where nothing is said, as llama.cpp's.
+const WINDOW_TOKENS: usize = 512;
+
 /// Where the model's beginning-of-text token stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Bos {
-    /// "window" if the tokenizer puts it before every text, else "passage" if the model has one, else "none".
+enum Bos {
+    /// "window" if the model begins texts with it, else "none".
     Auto,
-    /// Before each passage; passages are separated by empty lines.
-    Passage,
-    /// At the start of each window.
+    /// In place of the first token of each window.
     Window,
+    /// Before the text, if the model begins texts with it.
+    Text,
+    /// Before each passage, for models trained so; passages are separated by empty lines, which are left out.
+    Passage,
     /// Nowhere.
     None,
 }
 
-/// The figures of one evaluation, as `--json` prints them.
+/// The figures of one evaluation, as `--json` prints them. Standard errors are null where there is one window only.
 #[derive(Serialize)]
 struct Figures {
     model: PathBuf,
     text: PathBuf,
     window_tokens: usize,
+    stride_tokens: usize,
+    min_context_tokens: usize,
+    /// Where the beginning-of-text token stood.
+    bos: &'static str,
     windows: usize,
     scored_tokens: usize,
     nats_per_token: f64,
     perplexity: f64,
+    perplexity_standard_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<ReferenceFigures>,
 }
 
+/// The model beside its reference.
 #[derive(Serialize)]
 struct ReferenceFigures {
     model: PathBuf,
     perplexity: f64,
+    perplexity_standard_error: Option<f64>,
+    /// The model's perplexity over the reference's.
+    perplexity_ratio: f64,
+    perplexity_ratio_standard_error: Option<f64>,
+    kl_nats: Divergence,
     /// Share of positions with the same most likely token, 0 to 1.
     top1_agreement: f64,
+    top1_agreement_standard_error: Option<f64>,
+}
+
+/// Kullback-Leibler divergence of the model's probabilities from the reference's, over the positions.
+#[derive(Serialize)]
+struct Divergence {
+    mean: f64,
+    mean_standard_error: Option<f64>,
+    median: f64,
+    p99: f64,
+    max: f64,
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<(), CommandError> {
     let text = read_text(&args.text)?;
     let model = model::open(&args.model, &args.engine)?;
-    let stream = TokenStream::encode(&text, model.tokenizer()?, beginnings(&model, args.bos)?)
-        .map_err(|source| CommandError::Encode {
-            path: args.model.clone(),
-            source,
-        })?;
-    let evaluation = measure(&model, &stream, args)?;
-    if evaluation.choices.is_empty() {
-        return Err(CommandError::NothingToScore {
-            path: args.text.clone(),
-        });
-    }
+    let beginnings = args.bos.beginnings(&model)?;
+    let stream = encode(&model, &text, beginnings)?;
     let reference = match &args.reference {
         None => None,
-        Some(path) => {
-            let reference = measure(&model::open(path, &args.engine)?, &stream, args)?;
-            Some(ReferenceFigures {
-                model: path.clone(),
-                perplexity: reference.perplexity(),
-                top1_agreement: evaluation.agreement(&reference),
-            })
+        Some(path) => Some(model::open(path, &args.engine.of_reference())?),
+    };
+    if let Some(reference) = &reference {
+        // One without a tokenizer is taken at its word, as long as its vocabulary has the same size.
+        let has_tokenizer = reference.engine().tokenizer().is_some();
+        if has_tokenizer && encode(reference, &text, beginnings)? != stream {
+            return Err(CommandError::OtherTokenizer {
+                path: args.model.clone(),
+                reference: reference.path().to_owned(),
+            });
         }
-    };
-    let figures = Figures {
-        model: args.model.clone(),
-        text: args.text.clone(),
-        window_tokens: args.window.get(),
-        windows: window_count(&stream, args),
-        scored_tokens: evaluation.choices.len(),
-        nats_per_token: evaluation.nats_per_token,
-        perplexity: evaluation.perplexity(),
-        reference,
-    };
+    }
+    let cut = args.cut(&model, reference.as_ref())?;
+    let limit = args.max_windows.map_or(usize::MAX, NonZeroUsize::get);
+    let windows = stream.windows(&cut);
+    let windows = windows.len().min(limit);
+    if windows == 0 {
+        return Err(CommandError::NothingToScore {
+            path: args.text.clone(),
+            tokens: stream.tokens().len(),
+        });
+    }
+    let measured = measure(&model, reference.as_ref(), &stream, &cut, windows)?;
+    let figures = Figures::new(args, &cut, beginnings, &measured);
     if args.json {
         print_json(&figures)
     } else {
@@ -118,27 +151,172 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CommandError> {
     }
 }
 
+impl EvalArgs {
+    /// How the text is cut, so that its windows fit into the contexts.
+    fn cut(&self, model: &Model, reference: Option<&Model>) -> Result<Cut, CommandError> {
+        let mut window_tokens = self.window.map_or(WINDOW_TOKENS, NonZeroUsize::get);
+        for model in [Some(model), reference].into_iter().flatten() {
+            let context_tokens = model.engine().context_tokens();
+            if self.window.is_some() && window_tokens > context_tokens {
+                return Err(CommandError::WindowTooLong {
+                    path: model.path().to_owned(),
+                    window_tokens,
+                    context_tokens,
+                });
+            }
+            window_tokens = window_tokens.min(context_tokens);
+        }
+        Ok(Cut {
+            stride_tokens: self.stride.map_or(window_tokens, NonZeroUsize::get),
+            min_context_tokens: self.min_context.get(),
+            window_tokens,
+        })
+    }
+}
+
+/// A model's predictions, and the reference's beside them if there is one.
+enum Measured {
+    Alone(Evaluation),
+    Beside(PathBuf, Comparison),
+}
+
+fn measure(
+    model: &Model,
+    reference: Option<&Model>,
+    stream: &TokenStream,
+    cut: &Cut,
+    windows: usize,
+) -> Result<Measured, CommandError> {
+    let progress = Progress::steps("windows", windows);
+    let windows = stream.windows(cut).take(windows);
+    let on_window = || progress.step();
+    let name = model.name();
+    let subject = Subject::new(&name, model.engine());
+    let Some(reference) = reference else {
+        return Ok(Measured::Alone(evaluate(subject, windows, on_window)?));
+    };
+    let name = reference.name();
+    let beside = Subject::new(&name, reference.engine());
+    let mut comparisons = compare(beside, &[subject], windows, on_window)?;
+    let comparison = comparisons.pop().unwrap_or_default();
+    Ok(Measured::Beside(reference.path().to_owned(), comparison))
+}
+
+impl Figures {
+    fn new(args: &EvalArgs, cut: &Cut, beginnings: Beginnings, measured: &Measured) -> Figures {
+        let (evaluation, reference) = match measured {
+            Measured::Alone(evaluation) => (evaluation.clone(), None),
+            Measured::Beside(path, comparison) => {
+                let reference = ReferenceFigures::new(path, comparison);
+                (comparison.model(), Some(reference))
+            }
+        };
+        let perplexity = evaluation.perplexity();
+        Figures {
+            model: args.model.clone(),
+            text: args.text.clone(),
+            window_tokens: cut.window_tokens,
+            stride_tokens: cut.stride_tokens,
+            min_context_tokens: cut.min_context_tokens,
+            bos: match beginnings {
+                Beginnings::None => "none",
+                Beginnings::OfText => "text",
+                Beginnings::OfWindows(_) => "window",
+                Beginnings::OfPassages(_) => "passage",
+            },
+            windows: evaluation.windows(),
+            scored_tokens: evaluation.positions().len(),
+            nats_per_token: evaluation.nats().value,
+            perplexity: perplexity.value,
+            perplexity_standard_error: perplexity.standard_error,
+            reference,
+        }
+    }
+}
+
+impl ReferenceFigures {
+    fn new(path: &Path, comparison: &Comparison) -> ReferenceFigures {
+        let perplexity = comparison.reference().perplexity();
+        let ratio = comparison.perplexity_ratio();
+        let kl_nats = comparison.kl_nats();
+        let agreement = comparison.top1_agreement();
+        ReferenceFigures {
+            model: path.to_owned(),
+            perplexity: perplexity.value,
+            perplexity_standard_error: perplexity.standard_error,
+            perplexity_ratio: ratio.value,
+            perplexity_ratio_standard_error: ratio.standard_error,
+            kl_nats: Divergence {
+                mean: kl_nats.value,
+                mean_standard_error: kl_nats.standard_error,
+                median: comparison.kl_nats_quantile(0.5),
+                p99: comparison.kl_nats_quantile(0.99),
+                max: comparison.kl_nats_quantile(1.0),
+            },
+            top1_agreement: agreement.value,
+            top1_agreement_standard_error: agreement.standard_error,
+        }
+    }
+}
+
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_less = |error: Option<f64>, text: &dyn Fn(f64) -> String| {
+            error.map_or_else(String::new, |error| format!(" ± {}", text(error)))
+        };
+        let error = or_less(self.perplexity_standard_error, &|error| {
+            format!("{error:.3}")
+        });
         writeln!(
             f,
-            "perplexity  {:.3} ({:.4} nats a token)",
+            "perplexity  {:.3}{error} ({:.4} nats a token)",
             self.perplexity, self.nats_per_token
         )?;
-        writeln!(
+        write!(
             f,
             "scored      {} tokens in {} windows of {}",
             terminal::count(self.scored_tokens as u64),
             self.windows,
             self.window_tokens
         )?;
+        if self.stride_tokens != self.window_tokens {
+            write!(f, ", one every {}", self.stride_tokens)?;
+        }
+        writeln!(f)?;
         if let Some(reference) = &self.reference {
-            let change = terminal::percent_change(self.perplexity, reference.perplexity);
-            writeln!(f, "reference   {:.3}, so {change}", reference.perplexity)?;
+            let percent = |share: f64| format!("{:.2} %", share * 100.0);
+            let error = or_less(reference.perplexity_ratio_standard_error, &percent);
             writeln!(
                 f,
-                "agreement   {:.2} % of the top-1 choices",
-                reference.top1_agreement * 100.0
+                "reference   {:.3}, so {}{error}",
+                reference.perplexity,
+                terminal::percent_change(self.perplexity, reference.perplexity)
+            )?;
+            let kl = &reference.kl_nats;
+            let error = or_less(kl.mean_standard_error, &terminal::significant);
+            writeln!(
+                f,
+                "KL          {}{error} nats a token; median {}, 99th percentile {}, largest {}",
+                terminal::significant(kl.mean),
+                terminal::significant(kl.median),
+                terminal::significant(kl.p99),
+                terminal::significant(kl.max)
+            )?;
+            let error = or_less(reference.top1_agreement_standard_error, &percent);
+            writeln!(
+                f,
+                "agreement   {}{error} of the most likely tokens are the reference's",
+                percent(reference.top1_agreement)
+            )?;
+            writeln!(
+                f,
+                "\nKL is how far the model's probabilities are from the reference's: 0 means that nothing changed."
+            )?;
+        }
+        if self.perplexity_standard_error.is_some() {
+            writeln!(
+                f,
+                "± is one standard error, from how much the windows differ."
             )?;
         }
         Ok(())
@@ -154,56 +332,26 @@ pub(super) fn read_text(path: &Path) -> Result<String, CommandError> {
     })
 }
 
-/// Where an opened model's beginning-of-text token stands.
-pub(super) fn beginnings(model: &Model, bos: Bos) -> Result<Beginnings, CommandError> {
-    bos.beginnings(model.bos(), model.tokenizer()?, model.path())
+/// A text as a model's tokens.
+fn encode(model: &Model, text: &str, beginnings: Beginnings) -> Result<TokenStream, CommandError> {
+    TokenStream::encode(text, model.tokenizer()?, beginnings).map_err(model.cannot_encode())
 }
 
 impl Bos {
-    /// Where the token `bos` of the model at `path` stands.
-    pub(super) fn beginnings(
-        self,
-        bos: Option<u32>,
-        tokenizer: &Tokenizer,
-        path: &Path,
-    ) -> Result<Beginnings, CommandError> {
-        let required = || {
-            bos.ok_or_else(|| CommandError::NoBos {
-                path: path.to_owned(),
-            })
+    fn beginnings(self, model: &Model) -> Result<Beginnings, CommandError> {
+        let tokenizer = model.tokenizer()?;
+        let bos = || match tokenizer.first_token() {
+            Ok(first) => first.or(model.bos()).ok_or_else(|| CommandError::NoBos {
+                path: model.path().to_owned(),
+            }),
+            Err(source) => Err(model.cannot_encode()(source)),
         };
         Ok(match self {
+            Bos::Auto => Beginnings::of(tokenizer).map_err(model.cannot_encode())?,
+            Bos::Window => Beginnings::OfWindows(bos()?),
+            Bos::Text => Beginnings::OfText,
+            Bos::Passage => Beginnings::OfPassages(bos()?),
             Bos::None => Beginnings::None,
-            Bos::Passage => Beginnings::OfPassages(required()?),
-            Bos::Window => Beginnings::OfWindows(required()?),
-            Bos::Auto => match bos {
-                None => Beginnings::None,
-                Some(bos) if model::adds_first(tokenizer, bos, path)? => Beginnings::OfWindows(bos),
-                Some(bos) => Beginnings::OfPassages(bos),
-            },
         })
     }
-}
-
-fn window_count(stream: &TokenStream, args: &EvalArgs) -> usize {
-    let limit = args.max_windows.map_or(usize::MAX, NonZeroUsize::get);
-    stream.windows(args.window.get()).len().min(limit)
-}
-
-fn measure(
-    model: &Model,
-    stream: &TokenStream,
-    args: &EvalArgs,
-) -> Result<Evaluation, CommandError> {
-    let count = window_count(stream, args);
-    let progress = Progress::steps("windows", count);
-    evaluate(
-        model.engine(),
-        stream.windows(args.window.get()).take(count),
-        || progress.step(),
-    )
-    .map_err(|source| CommandError::Session {
-        path: model.path().to_owned(),
-        source,
-    })
 }

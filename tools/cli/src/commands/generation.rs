@@ -47,30 +47,23 @@ pub(super) struct GenerationArgs {
 impl GenerationArgs {
     /// What the user asked for, the model's defaults where nothing was.
     pub(super) fn options(&self, defaults: &GenerationDefaults) -> GenerateOptions {
-        let repetition_penalty = self.repetition_penalty.or(defaults.repetition_penalty);
-        GenerateOptions {
-            max_new_tokens: self.max_new_tokens,
-            sampling: Sampling {
-                temperature: self
-                    .temperature
-                    .or(defaults.temperature)
-                    .unwrap_or(TEMPERATURE),
-                top_k: self
-                    .top_k
-                    .or(defaults.top_k)
-                    .or(Some(TOP_K))
-                    .filter(|&top_k| top_k > 0),
-                top_p: self.top_p.or(defaults.top_p).or(Some(TOP_P)),
-                min_p: self.min_p.or(defaults.min_p),
-                repetition_penalty: repetition_penalty.map(|factor| RepetitionPenalty {
-                    factor,
-                    last_tokens: self.repetition_last_tokens,
-                }),
-                seed: self.seed,
-            },
-            stop_strings: self.stop.clone(),
-            ..GenerateOptions::default()
-        }
+        let temperature = self.temperature.or(defaults.temperature);
+        let top_k = self.top_k.or(defaults.top_k).or(Some(TOP_K));
+        let penalty = self.repetition_penalty.or(defaults.repetition_penalty);
+        let penalty = penalty.map(|factor| {
+            RepetitionPenalty::new(factor).with_last_tokens(self.repetition_last_tokens)
+        });
+        let sampling = Sampling::GREEDY
+            .with_temperature(temperature.unwrap_or(TEMPERATURE))
+            .with_top_k(top_k.filter(|&top_k| top_k > 0))
+            .with_top_p(self.top_p.or(defaults.top_p).or(Some(TOP_P)))
+            .with_min_p(self.min_p.or(defaults.min_p))
+            .with_repetition_penalty(penalty)
+            .with_seed(self.seed);
+        GenerateOptions::default()
+            .with_max_new_tokens(self.max_new_tokens)
+            .with_sampling(sampling)
+            .with_stop_strings(self.stop.clone())
     }
 }
 
@@ -82,8 +75,11 @@ pub(super) fn finish_reason(reason: Option<FinishReason>) -> &'static str {
         Some(FinishReason::StopString) => "stop_string",
         Some(FinishReason::MaxTokens) => "max_new_tokens",
         Some(FinishReason::ContextFull) => "context_full",
+        Some(FinishReason::NothingAllowed) => "nothing_allowed",
+        Some(FinishReason::Filtered) => "filtered",
         Some(FinishReason::Cancelled) => "cancelled",
         Some(FinishReason::Failed) | None => "failed",
+        Some(_) => "other",
     }
 }
 

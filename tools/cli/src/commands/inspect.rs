@@ -6,7 +6,7 @@ use super::{print, print_json};
 use crate::terminal::{self, Table};
 use clap::Args;
 use niwaki::{Backing, MemoryPart, MemoryPlan};
-use niwaki_bundle::graph::{Columns, Graph, Op};
+use niwaki_bundle::graph::{Columns, Graph, InputKind, Op, RowSet};
 use niwaki_bundle::{
     ElementKind, GenerationDefaults, Manifest, MatrixEntry, ScaleKind, WeightTable,
 };
@@ -146,11 +146,12 @@ impl fmt::Display for Inspection<'_> {
             "context        {} tokens",
             terminal::count(graph.context_tokens as u64)
         )?;
-        writeln!(
-            f,
-            "vocabulary     {} tokens",
-            terminal::count(graph.vocabulary().unwrap_or(0) as u64)
-        )?;
+        for input in &graph.inputs {
+            writeln!(f, "input          {}: {}", input.name, takes(input.kind))?;
+        }
+        for (output, rows) in graph.outputs.iter().zip(output_rows(graph)) {
+            writeln!(f, "output         {}: {rows}", output.name)?;
+        }
         writeln!(f, "tokenizer      {}", yes(self.has_tokenizer))?;
         writeln!(f, "chat template  {}", yes(self.has_chat_template))?;
         if !manifest.licences.is_empty() {
@@ -251,6 +252,36 @@ fn format_name(matrix: &MatrixEntry) -> String {
 }
 
 /// How often each operator occurs.
+/// What an input is given.
+fn takes(kind: InputKind) -> String {
+    let count = |count: usize| terminal::count(count as u64);
+    match kind {
+        InputKind::TokenIds { count: ids } => format!("token ids below {}", count(ids)),
+        InputKind::TokenTypes { count: types } => format!("token types below {}", count(types)),
+        InputKind::Rows { width } => format!("rows of {}", count(width)),
+    }
+}
+
+/// What each output is.
+fn output_rows(graph: &Graph) -> Vec<String> {
+    let row_sets = graph.row_sets().unwrap_or_default();
+    let line = |node: usize| {
+        let width = graph.nodes.get(node).map_or(0, |node| node.width);
+        let rows = match row_sets.get(node) {
+            Some(RowSet::Tokens) => "for every token",
+            Some(RowSet::Wanted) => "for every token that is asked for",
+            Some(RowSet::Sequences) => "for the whole text",
+            None => "",
+        };
+        format!("{} numbers {rows}", terminal::count(width as u64))
+    };
+    graph
+        .outputs
+        .iter()
+        .map(|output| line(output.node))
+        .collect()
+}
+
 fn operators(graph: &Graph) -> Table {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for node in &graph.nodes {

@@ -7,7 +7,9 @@ use crate::terminal::Progress;
 use clap::Args;
 use niwaki::{Logits, LogitsFor};
 use npyz::WriterBuilder;
-use npyz::npz::NpzWriter;
+use npyz::npz::{NpzWriter, file_name_from_array_name};
+use npyz::zip::CompressionMethod;
+use npyz::zip::write::FileOptions;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::io;
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 ///   [{"name": "prefill", "ids": [1, 5, 9], "reset": true}, {"name": "next", "ids": [4]}]
 ///
 /// "reset" starts a fresh KV cache, other calls continue it. The output holds one float32 array
-/// [tokens, vocabulary] per name.
+/// [tokens, vocabulary] per name. `niwaki run MODEL PROMPT --print-ids` tells the ids of a text.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct LogitsArgs {
@@ -105,16 +107,30 @@ fn read_calls(path: &Path) -> Result<Vec<Call>, CommandError> {
     Ok(calls)
 }
 
+/// Bytes that are handed to the archive at once.
+const BUFFER_BYTES: usize = 1 << 16;
+
+/// Adds an array as it is: deflating saves an eighth and takes longer than computing the logits.
 fn write_array<W: io::Write + io::Seek>(
     archive: &mut NpzWriter<W>,
     name: &str,
     logits: &Logits,
 ) -> io::Result<()> {
-    let mut writer = archive
-        .array(name, Default::default())?
+    let values = logits.as_slice();
+    // The header of an array takes far less than what is left here to the format's limit of 4 GiB.
+    let is_large = size_of_val(values) > 1 << 31;
+    let options = FileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .large_file(is_large);
+    let zip = archive.zip_writer();
+    zip.start_file(file_name_from_array_name(name), options)?;
+    let mut buffered = io::BufWriter::with_capacity(BUFFER_BYTES, zip);
+    let mut writer = npyz::WriteOptions::new()
         .default_dtype()
         .shape(&[logits.rows() as u64, logits.width() as u64])
+        .writer(&mut buffered)
         .begin_nd()?;
-    writer.extend(logits.as_slice().iter().copied())?;
-    writer.finish()
+    writer.extend(values.iter().copied())?;
+    writer.finish()?;
+    io::Write::flush(&mut buffered)
 }

@@ -12,6 +12,7 @@ mod logits;
 mod model;
 mod pack;
 mod plan;
+mod prompt_ids;
 mod prune;
 mod quantize;
 mod routing;
@@ -21,21 +22,29 @@ mod staging;
 use crate::terminal;
 use clap::{Parser, Subcommand};
 use error::CommandError;
+use niwaki::Isa;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-const EXIT_CODES: &str = "\
+/// What stands below the help of the command.
+fn exit_codes_and_environment() -> String {
+    let kernels = Isa::ALL.iter().map(|isa| isa.name());
+    let kernels = kernels.collect::<Vec<_>>().join(", ");
+    format!(
+        "\
 Exit codes:
   0  done
   1  failed; the reason is on stderr
   2  the command line was not understood
 
 Environment:
-  NIWAKI_ISA  use these kernels instead of the best this CPU has: scalar, avx2, avx512vnni,
-              neon, dotprod, i8mm. Results do not depend on it.
+  NIWAKI_ISA  use these kernels instead of the best this CPU has; results do not depend on it:
+              {kernels}
   NIWAKI_CLOUD_API_KEY
               key of the endpoint that --cloud-endpoint names
-  NO_COLOR    print without colours and emphasis";
+  NO_COLOR    print without colours and emphasis"
+    )
+}
 
 /// Imports, prunes, quantizes, packs, measures and runs language models for phones and small boards.
 ///
@@ -45,7 +54,7 @@ Environment:
 #[command(
     name = "niwaki",
     version,
-    after_help = EXIT_CODES,
+    after_help = exit_codes_and_environment(),
     max_term_width = 100,
     disable_help_subcommand = true
 )]

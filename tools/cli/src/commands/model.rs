@@ -4,7 +4,7 @@ use super::build::write_bundle;
 use super::error::CommandError;
 use super::staging::Scratch;
 use clap::{Args, ValueEnum};
-use niwaki::{Engine, KvElement, OpenOptions, Session, Tokenizer};
+use niwaki::{Engine, KvElement, OpenOptions, Session, TextError, Tokenizer};
 use niwaki_bundle::MAGIC;
 use niwaki_convert::build::Weights;
 use std::fs::File;
@@ -55,12 +55,16 @@ impl EngineArgs {
         self.threads.map_or(0, NonZeroUsize::get)
     }
 
+    /// For the reference that a model is compared with: keys and values are kept as the engine chooses, so that the
+    /// comparison shows what keeping them otherwise costs.
+    pub(super) fn of_reference(&self) -> EngineArgs {
+        EngineArgs::with_threads(self.threads)
+    }
+
     fn options(&self) -> OpenOptions {
-        OpenOptions {
-            threads: self.threads(),
-            kv: self.kv.map(KeptAs::element),
-            ..OpenOptions::default()
-        }
+        OpenOptions::default()
+            .with_threads(self.threads())
+            .with_kv(self.kv.map(KeptAs::element))
     }
 }
 
@@ -120,6 +124,11 @@ impl Model {
         &self.path
     }
 
+    /// What messages call it.
+    pub(super) fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
     }
@@ -142,51 +151,48 @@ impl Model {
             })
     }
 
-    /// The token that begins a text, if the model has one.
+    /// The model's beginning-of-text token, if it has one.
     pub(super) fn bos(&self) -> Option<u32> {
         self.engine.generation_defaults().bos_token
     }
 
-    /// The tokens of a prompt, with the beginning-of-text token before them if the model has one and `bos` asks
-    /// for it.
-    pub(super) fn encode_prompt(&self, prompt: &str, bos: bool) -> Result<Vec<u32>, CommandError> {
-        let mut tokens = self.encode(prompt, bos)?;
-        if let Some(first) = self.bos().filter(|_| bos)
-            && tokens.first() != Some(&first)
-        {
-            tokens.insert(0, first);
-        }
-        if tokens.is_empty() {
-            return Err(CommandError::EmptyPrompt {
-                path: self.path.clone(),
-            });
-        }
-        Ok(tokens)
+    /// Maps a failure of its tokenizer.
+    pub(super) fn cannot_encode(&self) -> impl FnOnce(TextError) -> CommandError + use<> {
+        let path = self.path.clone();
+        move |source| CommandError::Encode { path, source }
     }
 
-    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CommandError> {
-        self.tokenizer()?
-            .encode(text, add_special)
-            .map_err(|source| CommandError::Encode {
-                path: self.path.clone(),
-                source,
-            })
+    /// The tokens of a prompt: with `bos`, as the model begins texts.
+    pub(super) fn encode_prompt(&self, prompt: &str, bos: bool) -> Result<Vec<u32>, CommandError> {
+        encode_prompt(&self.path, self.tokenizer()?, self.bos(), prompt, bos)
     }
 }
 
-/// Whether a tokenizer itself puts the beginning-of-text token before every text.
-pub(super) fn adds_first(
-    tokenizer: &Tokenizer,
-    bos: u32,
+/// The tokens of a prompt for the model at `path`, which has this beginning-of-text token. With `add_special` the
+/// tokenizer begins the text as the model wants it, and an empty prompt becomes the token that begins texts.
+pub(super) fn encode_prompt(
     path: &Path,
-) -> Result<bool, CommandError> {
-    let tokens = tokenizer
-        .encode("a", true)
-        .map_err(|source| CommandError::Encode {
+    tokenizer: &Tokenizer,
+    bos: Option<u32>,
+    prompt: &str,
+    add_special: bool,
+) -> Result<Vec<u32>, CommandError> {
+    let mut tokens =
+        tokenizer
+            .encode(prompt, add_special)
+            .map_err(|source| CommandError::Encode {
+                path: path.to_owned(),
+                source,
+            })?;
+    if tokens.is_empty() && add_special {
+        tokens.extend(bos);
+    }
+    if tokens.is_empty() {
+        return Err(CommandError::EmptyPrompt {
             path: path.to_owned(),
-            source,
-        })?;
-    Ok(tokens.first() == Some(&bos))
+        });
+    }
+    Ok(tokens)
 }
 
 /// What lies at a path.

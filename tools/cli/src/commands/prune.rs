@@ -1,14 +1,14 @@
 //! `niwaki prune`: ONNX to ONNX with the least important weights set to zero.
 
 use super::error::CommandError;
-use super::eval::{Bos, beginnings, read_text};
+use super::eval::read_text;
 use super::model::{self, EngineArgs, Model};
 use super::staging::{Scratch, Staging};
 use super::{plan, print, print_json};
 use crate::terminal::{self, Progress, Table};
 use clap::{Args, ValueEnum};
 use niwaki_convert::calibrate::Calibration;
-use niwaki_convert::evaluate::{TokenStream, evaluate};
+use niwaki_convert::evaluate::{Beginnings, Cut, Subject, TokenStream, evaluate};
 use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
@@ -278,27 +278,24 @@ fn calibration_tokens(
         .as_deref()
         .ok_or(CommandError::NoCalibration)?;
     let text = read_text(path)?;
-    let json = export
-        .tokenizer
-        .as_deref()
-        .ok_or_else(|| CommandError::NoTokenizer {
-            path: input.to_owned(),
-        })?;
     let encode = |source| CommandError::Encode {
         path: input.to_owned(),
         source,
     };
-    let tokenizer = niwaki::Tokenizer::from_bytes(json).map_err(encode)?;
-    let beginnings = Bos::Auto.beginnings(export.begin_token_id(), &tokenizer, input)?;
+    let tokenizer = export.text_tokenizer().map_err(encode)?;
+    let tokenizer = tokenizer.ok_or_else(|| CommandError::NoTokenizer {
+        path: input.to_owned(),
+    })?;
+    let beginnings = Beginnings::of(&tokenizer).map_err(encode)?;
     let stream = TokenStream::encode(&text, &tokenizer, beginnings).map_err(encode)?;
     let context = export.facts().context_tokens.unwrap_or(WINDOW_TOKENS);
     let mut left = amount.wanted_tokens();
     let mut sequences = vec![];
-    for mut window in stream.windows(WINDOW_TOKENS.min(context)) {
-        // The last token of a window is only predicted.
-        window.truncate((window.len() - 1).min(left));
-        left -= window.len();
-        sequences.push(window);
+    for window in stream.windows(&Cut::every(WINDOW_TOKENS.min(context))) {
+        let mut inputs = window.inputs;
+        inputs.truncate(left);
+        left -= inputs.len();
+        sequences.push(inputs);
         if left == 0 {
             break;
         }
@@ -309,31 +306,24 @@ fn calibration_tokens(
 fn measure(args: &PruneArgs, text: &Path) -> Result<Perplexities, CommandError> {
     let before = model::open(&args.input, &args.engine)?;
     let tokens = read_text(text)?;
-    let stream = TokenStream::encode(
-        &tokens,
-        before.tokenizer()?,
-        beginnings(&before, Bos::Auto)?,
-    )
-    .map_err(|source| CommandError::Encode {
-        path: args.input.clone(),
-        source,
-    })?;
+    let tokenizer = before.tokenizer()?;
+    let stream = Beginnings::of(tokenizer)
+        .and_then(|beginnings| TokenStream::encode(&tokens, tokenizer, beginnings))
+        .map_err(before.cannot_encode())?;
     let perplexity = |model: &Model| {
-        let windows = stream.windows(WINDOW_TOKENS.min(model.engine().context_tokens()));
-        let progress = Progress::steps("windows", windows.len());
-        let evaluation =
-            evaluate(model.engine(), windows, || progress.step()).map_err(|source| {
-                CommandError::Session {
-                    path: model.path().to_owned(),
-                    source,
-                }
-            })?;
-        if evaluation.choices.is_empty() {
+        let cut = Cut::every(WINDOW_TOKENS.min(model.engine().context_tokens()));
+        let windows = stream.windows(&cut);
+        if windows.len() == 0 {
             return Err(CommandError::NothingToScore {
                 path: text.to_owned(),
+                tokens: stream.tokens().len(),
             });
         }
-        Ok(evaluation.perplexity())
+        let progress = Progress::steps("windows", windows.len());
+        let name = model.name();
+        let subject = Subject::new(&name, model.engine());
+        let evaluation = evaluate(subject, windows, || progress.step())?;
+        Ok(evaluation.perplexity().value)
     };
     let first = perplexity(&before)?;
     let folder = match args.input.parent() {

@@ -3,20 +3,22 @@
 use super::error::CommandError;
 use super::model::Model;
 use clap::{Args, ValueEnum};
-use niwaki::route::{
-    Backend, CloudClient, CloudOptions, Decision, HttpsTransport, LocalAnswer, LocalModel, Policy,
-    PromptSize, Reason, RouteRequest, RoutedAnswer, Router, RoutingMode,
-};
-use niwaki::{
-    Cancellation, ChatRequest, Engine, FinishReason, GenerateError, GenerateOptions, Message, Token,
+use niwaki::{FinishReason, GenerateError, GenerateOptions};
+use niwaki_http::HttpsTransport;
+use niwaki_route::{
+    BackendId, BackendKind, CloudClient, CloudOptions, Decision, LocalModel, Policy, Prompt,
+    Reason, RouteRequest, RoutedAnswer, Router, RoutingMode,
 };
 use std::fmt::Write;
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Holds the endpoint's key, so that it is in no list of processes and no shell history.
 const KEY_VARIABLE: &str = "NIWAKI_CLOUD_API_KEY";
+
+/// So many tokens may wait to be printed before the model waits too.
+const WAITING_TOKENS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
 /// Where an answer may come from.
 #[derive(Args)]
@@ -69,12 +71,6 @@ impl From<Mode> for RoutingMode {
     }
 }
 
-/// A text to continue.
-pub(super) struct Prompt<'a> {
-    pub(super) text: &'a str,
-    pub(super) tokens: &'a [u32],
-}
-
 /// What came of it.
 pub(super) struct Answered {
     pub(super) text: String,
@@ -88,56 +84,43 @@ pub(super) struct Answered {
 }
 
 impl RoutingArgs {
-    /// Answers on the device or from the endpoint, handing on every piece of text as it comes. An endpoint gets
-    /// the text as the message of a user.
+    /// Continues a text on the device, or has the endpoint answer it as the message of a user, and hands every piece of
+    /// text on as it comes.
     pub(super) fn answer(
         &self,
         model: &Model,
-        prompt: &Prompt<'_>,
+        prompt: Prompt,
         options: &GenerateOptions,
         mut on_text: impl FnMut(&str) -> Result<(), CommandError>,
     ) -> Result<Answered, CommandError> {
-        let local = Arc::new(Continuation {
-            engine: model.engine().clone(),
-            prompt: prompt.tokens.to_vec(),
-            tokens: Mutex::default(),
-        });
-        let router = self.router(local.clone())?;
         let request = RouteRequest {
-            chat: ChatRequest {
-                messages: vec![Message::user(prompt.text)],
-                options: options.clone(),
-            },
+            prompt,
+            options: options.clone(),
             on_device_only: self.on_device_only,
         };
         let start = Instant::now();
+        let mut stream = self
+            .router(model)?
+            .stream(request, WAITING_TOKENS)
+            .map_err(|error| CommandError::Generate(GenerateError::Thread(error)))?;
         let mut first_token = None;
-        let mut text = String::new();
-        let mut written = Ok(());
-        let answer = router.answer(&request, &Cancellation::new(), &mut |piece, _| {
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        for token in stream.by_ref() {
             first_token.get_or_insert_with(|| start.elapsed());
-            text.push_str(piece);
-            written = on_text(piece);
-            match written {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        });
-        written?;
-        if self.explain {
-            let decision = match &answer {
-                Ok(answer) => &answer.decision,
-                Err(error) => &error.decision,
-            };
-            eprint!("{}", explanation(decision));
+            tokens.extend(token.id);
+            text.push_str(&token.text);
+            on_text(&token.text)?;
+        }
+        if self.explain
+            && let Some(decision) = stream.decision()
+        {
+            eprint!("{}", explanation(&decision));
         }
         let RoutedAnswer {
             finish_reason,
             decision,
             cloud,
-        } = answer?;
-        let tokens =
-            std::mem::take(&mut *local.tokens.lock().unwrap_or_else(PoisonError::into_inner));
+        } = stream.into_end()?;
         let counted = cloud.and_then(|cloud| cloud.usage);
         Ok(Answered {
             text,
@@ -152,18 +135,19 @@ impl RoutingArgs {
         })
     }
 
-    fn router(&self, local: Arc<Continuation>) -> Result<Router, CommandError> {
+    fn router(&self, model: &Model) -> Result<Arc<Router>, CommandError> {
         let router = Router::new(Policy {
             mode: self.routing.into(),
             max_local_prompt_tokens: self.max_local_prompt_tokens,
             max_first_token_ms: None,
         })
-        .with_local(local);
+        .with_backend(Arc::new(LocalModel::without_chats(model.engine())));
         let (Some(endpoint), Some(name)) = (&self.cloud_endpoint, &self.cloud_model) else {
-            return Ok(router);
+            return Ok(Arc::new(router));
         };
         let options = CloudOptions {
             allow_plaintext: self.cloud_allow_plaintext,
+            text_as_message: true,
             ..CloudOptions::new(endpoint, name)
         };
         let cloud = CloudClient::new(
@@ -176,57 +160,7 @@ impl RoutingArgs {
             }),
         )
         .map_err(CommandError::Endpoint)?;
-        Ok(router.with_cloud(Arc::new(cloud)))
-    }
-}
-
-/// The model on the device, going on with a text.
-struct Continuation {
-    engine: Engine,
-    prompt: Vec<u32>,
-    tokens: Mutex<Vec<u32>>,
-}
-
-impl LocalModel for Continuation {
-    fn context_tokens(&self) -> usize {
-        self.engine.context_tokens()
-    }
-
-    fn measure(&self, _: &ChatRequest) -> Result<PromptSize, GenerateError> {
-        Ok(PromptSize {
-            tokens: self.prompt.len(),
-            computed_tokens: 0,
-        })
-    }
-
-    fn answer(
-        &self,
-        request: &ChatRequest,
-        cancellation: &Cancellation,
-        on_token: &mut dyn FnMut(Token) -> ControlFlow<()>,
-    ) -> Result<LocalAnswer, GenerateError> {
-        let mut session = self.engine.session()?;
-        let start = Instant::now();
-        let mut generation = session
-            .generate(&self.prompt, &request.options)
-            .with_cancellation(cancellation.clone());
-        let mut prefill = None;
-        for token in generation.by_ref() {
-            let token = token?;
-            prefill.get_or_insert_with(|| (self.prompt.len(), start.elapsed()));
-            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-            tokens.extend(token.id);
-            drop(tokens);
-            if on_token(token).is_break() {
-                break;
-            }
-        }
-        Ok(LocalAnswer {
-            finish_reason: generation
-                .finish_reason()
-                .unwrap_or(FinishReason::Cancelled),
-            prefill,
-        })
+        Ok(Arc::new(router.with_backend(Arc::new(cloud))))
     }
 }
 
@@ -242,12 +176,12 @@ fn explanation(decision: &Decision) -> String {
         let _ = writeln!(
             text,
             "tried {}: {} ({} ms{times})",
-            name(tried.backend),
+            name(&tried.backend),
             tried.failure,
             tried.took_ms
         );
     }
-    let answered_by = decision.answered_by.map_or("nobody", name);
+    let answered_by = decision.answered_by.as_ref().map_or("nobody", name);
     let _ = writeln!(text, "answered by: {answered_by}");
     if let Some(reason) = &decision.reason {
         let _ = writeln!(text, "because: {}", in_words(reason));
@@ -258,10 +192,11 @@ fn explanation(decision: &Decision) -> String {
     text
 }
 
-fn name(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Local => "the device",
-        Backend::Cloud => "the endpoint",
+/// There is one of each kind.
+fn name(backend: &BackendId) -> &'static str {
+    match backend.kind {
+        BackendKind::Local => "the device",
+        BackendKind::Cloud => "the endpoint",
     }
 }
 
@@ -296,15 +231,19 @@ fn in_words(reason: &Reason) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use niwaki::route::{BackendFailure, CloudError, Tried};
+    use niwaki_route::{BackendFailure, CloudError, Tried};
 
     #[test]
     fn a_decision_is_told_in_the_order_it_happened() {
+        let backend = |name: &str, kind| BackendId {
+            name: name.to_owned(),
+            kind,
+        };
         let decision = Decision {
-            answered_by: Some(Backend::Local),
+            answered_by: Some(backend("device", BackendKind::Local)),
             reason: Some(Reason::Mode),
             tried: vec![Tried {
-                backend: Backend::Cloud,
+                backend: backend("endpoint", BackendKind::Cloud),
                 failure: BackendFailure::Cloud(CloudError::Server {
                     status: 503,
                     code: None,

@@ -3,11 +3,12 @@
 use super::error::CommandError;
 use super::generation::{GenerationArgs, finish_reason};
 use super::model::{self, EngineArgs, Model};
-use super::routing::{Prompt, RoutingArgs};
+use super::prompt_ids::print_ids;
+use super::routing::RoutingArgs;
 use super::{print, print_json};
 use clap::Args;
 use niwaki::GenerateOptions;
-use niwaki::route::Decision;
+use niwaki_route::{Decision, Prompt};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,12 @@ pub(super) struct RunArgs {
     /// Text to continue; "-" reads it from stdin. Nothing: the model starts a text of its own.
     #[arg(default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Do not put the model's beginning-of-text token before the prompt.
+    /// Do not put the beginning-of-text token before the prompt, where the model begins texts with it.
     #[arg(long)]
     no_bos: bool,
+    /// Only print the tokens that the prompt becomes, one id with its piece of the vocabulary a line.
+    #[arg(long)]
+    print_ids: bool,
     /// Print one JSON object with the text, the tokens and timings at the end, instead of the stream.
     #[arg(long)]
     json: bool,
@@ -57,22 +61,25 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
         "-" => io::read_to_string(io::stdin()).map_err(CommandError::read(Path::new("stdin")))?,
         prompt => prompt.to_owned(),
     };
+    if args.print_ids {
+        return print_ids(&args.model, &text, !args.no_bos, args.json);
+    }
     let model = model::open(&args.model, &args.engine)?;
-    let prompt = model.encode_prompt(&text, !args.no_bos)?;
+    let tokens = model.encode_prompt(&text, !args.no_bos)?;
+    let prompt_tokens = tokens.len();
     let options = args
         .generation
         .options(model.engine().generation_defaults());
-    let prompt = Prompt {
-        text: &text,
-        tokens: &prompt,
-    };
     let start = Instant::now();
-    let answered = args
-        .routing
-        .answer(&model, &prompt, &options, |text| match args.json {
+    let answered = args.routing.answer(
+        &model,
+        Prompt::Tokens { tokens, text },
+        &options,
+        |text| match args.json {
             true => Ok(()),
             false => print(text),
-        })?;
+        },
+    )?;
     let decode_s = start
         .elapsed()
         .saturating_sub(answered.first_token)
@@ -81,7 +88,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
         print_json(&Outcome {
             decode_tokens_per_s: answered.generated_tokens.saturating_sub(1) as f64 / decode_s,
             finish_reason: finish_reason(Some(answered.finish_reason)),
-            prompt_tokens: prompt.tokens.len(),
+            prompt_tokens,
             text: answered.text,
             tokens: answered.tokens,
             first_token_s: answered.first_token.as_secs_f64(),

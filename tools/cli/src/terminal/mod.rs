@@ -7,5 +7,5 @@ mod table;
 
 pub use failure::describe;
 pub use progress::Progress;
-pub use quantity::{bytes, count, percent_change};
+pub use quantity::{bytes, count, percent_change, significant};
 pub use table::Table;

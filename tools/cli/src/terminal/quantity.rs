@@ -35,9 +35,41 @@ pub fn percent_change(value: f64, reference: f64) -> String {
     format!("{:+.2} %", (value / reference - 1.0) * 100.0)
 }
 
+/// Three digits that say something: `0.00891`, `1.32`, `4.10e-7`.
+pub fn significant(value: f64) -> String {
+    const DIGITS: i32 = 3;
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let magnitude = value.abs().log10().floor() as i32;
+    if !(-5..=6).contains(&magnitude) {
+        return format!("{value:.2e}");
+    }
+    let decimals = usize::try_from(DIGITS - 1 - magnitude).unwrap_or(0);
+    format!("{value:.decimals$}")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{bytes, count, percent_change};
+    use super::{bytes, count, percent_change, significant};
+
+    #[test]
+    fn three_digits_of_a_number_are_told_whatever_its_size() {
+        let cases = [
+            (0.0, "0"),
+            (0.008_912, "0.00891"),
+            (0.000_041_26, "0.0000413"),
+            (4.1e-7, "4.10e-7"),
+            (1.317, "1.32"),
+            (-12.34, "-12.3"),
+            (1234.0, "1234"),
+            (1.5e9, "1.50e9"),
+            (f64::INFINITY, "inf"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(significant(value), text);
+        }
+    }
 
     #[test]
     fn sizes_keep_three_digits_and_change_unit_before_four() {

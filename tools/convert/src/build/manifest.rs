@@ -93,6 +93,7 @@ pub(super) fn generation_defaults(export: &Export) -> GenerationDefaults {
     };
     GenerationDefaults {
         bos_token: export.begin_token_id(),
+        add_bos_token: export.adds_begin_token(),
         eos_tokens: export.end_token_ids(),
         temperature: if sampled == Some(false) {
             Some(0.0)

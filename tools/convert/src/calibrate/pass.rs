@@ -198,12 +198,10 @@ impl Text<'_> {
         } else {
             let path = self.calibration.scratch.join("piece.niwaki");
             piece_bundle::write(self.pieces, start, &computed, replacements, &path)?;
-            let options = OpenOptions {
-                threads: self.calibration.threads,
-                verify: Verify::Structure,
-                kv: Some(KvElement::F32),
-                ..OpenOptions::default()
-            };
+            let options = OpenOptions::default()
+                .with_threads(self.calibration.threads)
+                .with_verify(Verify::Structure)
+                .with_kv(KvElement::F32);
             Some(Engine::open(&path, &options)?)
         };
         let mut next = end.map(|end| NextStream::new(self, end)).transpose()?;

@@ -55,11 +55,9 @@ fn inputs_of_whole_model(
     let nodes: BTreeSet<usize> = products.iter().map(|product| product.reads.node).collect();
     let nodes: Vec<usize> = nodes.into_iter().collect();
     piece_bundle::write(&pieces, None, &nodes, &Replacements::new(), &path).unwrap();
-    let options = OpenOptions {
-        threads: 1,
-        kv: Some(KvElement::F32),
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default()
+        .with_threads(1)
+        .with_kv(KvElement::F32);
     let engine = Engine::open(&path, &options).unwrap();
     let mut inputs: BTreeMap<MatrixId, Vec<f32>> = BTreeMap::new();
     for sequence in sequences.iter().filter(|sequence| !sequence.is_empty()) {

@@ -12,7 +12,7 @@ import java.io.FileNotFoundException
  * @throws NiwakiException
  */
 public suspend fun Engine.Companion.open(asset: AssetFileDescriptor, options: OpenOptions = OpenOptions()): Engine =
-    open(asset.parcelFileDescriptor.fd, asset.startOffset, asset.knownLength, options)
+    open(asset.fd, asset.startOffset, asset.knownLength, options)
 
 /**
  * Opens a bundle that another app provides, such as a document that the user picked.
@@ -31,7 +31,7 @@ public suspend fun Engine.Companion.open(
  * @throws NiwakiException
  */
 public suspend fun Engine.Companion.plan(asset: AssetFileDescriptor, options: OpenOptions = OpenOptions()): MemoryPlan =
-    plan(asset.parcelFileDescriptor.fd, asset.startOffset, asset.knownLength, options)
+    plan(asset.fd, asset.startOffset, asset.knownLength, options)
 
 /**
  * States what opening a bundle that another app provides would take, without reading its weights.
@@ -44,6 +44,13 @@ public suspend fun Engine.Companion.plan(
     options: OpenOptions = OpenOptions(),
 ): MemoryPlan = resolver.openBundle(uri) { plan(it, options) }
 
+private val AssetFileDescriptor.fd: Int
+    get() = try {
+        parcelFileDescriptor.fd
+    } catch (e: IllegalStateException) {
+        throw NiwakiException.FileUnreadable("the asset was closed", e)
+    }
+
 private val AssetFileDescriptor.knownLength: Long?
     get() = declaredLength.takeIf { it != AssetFileDescriptor.UNKNOWN_LENGTH }
 
@@ -55,6 +62,9 @@ private suspend fun <R> ContentResolver.openBundle(uri: Uri, use: suspend (Asset
             throw NiwakiException.FileNotFound("the document cannot be opened", e)
         } catch (e: SecurityException) {
             throw NiwakiException.FileUnreadable("the app may not read the document", e)
+        } catch (e: RuntimeException) {
+            // Whatever another app's provider threw.
+            throw NiwakiException.FileUnreadable("the document's provider failed", e)
         } ?: throw NiwakiException.FileUnreadable("the document's provider does not answer", null)
     }
     return file.use { use(it) }

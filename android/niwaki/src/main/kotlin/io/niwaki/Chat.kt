@@ -34,7 +34,7 @@ public class Chat internal constructor(private val native: NativeChat) : Closeab
      * @throws NiwakiException from the flow.
      */
     public fun reply(message: String, options: GenerateOptions = GenerateOptions()): Flow<Token> =
-        lifetime.tokens { native.reply(message, options.toNative()) }
+        lifetime.tokens { native.reply(message.wellFormed(), options.toNative()) }
 
     /**
      * The conversation so far.
@@ -69,13 +69,29 @@ public enum class Role {
 
     /** The model. */
     Assistant,
+    ;
+
+    internal fun toNative(): NativeRole = when (this) {
+        System -> NativeRole.SYSTEM
+        User -> NativeRole.USER
+        Assistant -> NativeRole.ASSISTANT
+    }
 }
 
-/** One message of a [Chat]. It is not printed with its text: what users write does not belong into logs. */
-public class Message(public val role: Role, public val content: String) {
-    internal constructor(native: NativeMessage) : this(Role.entries[native.role.ordinal], native.content)
+internal fun NativeRole.toRole(): Role = when (this) {
+    NativeRole.SYSTEM -> Role.System
+    NativeRole.USER -> Role.User
+    NativeRole.ASSISTANT -> Role.Assistant
+}
 
-    internal fun toNative() = NativeMessage(NativeRole.entries[role.ordinal], content)
+/**
+ * One message of a [Chat]. It is not printed with its text: what users write does not belong into logs. Half a surrogate
+ * pair in it, such as an emoji that was cut in two, comes to the model as U+FFFD.
+ */
+public class Message(public val role: Role, public val content: String) {
+    internal constructor(native: NativeMessage) : this(native.role.toRole(), native.content)
+
+    internal fun toNative() = NativeMessage(role.toNative(), content.wellFormed())
 
     override fun equals(other: Any?): Boolean = other is Message && role == other.role && content == other.content
 

@@ -2,8 +2,10 @@ package io.niwaki
 
 import kotlin.time.Duration
 import kotlin.time.Duration.Companion.milliseconds
+import io.niwaki.ffi.Backend as NativeBackend
 import io.niwaki.ffi.Decision as NativeDecision
 import io.niwaki.ffi.RoutingReason as NativeReason
+import io.niwaki.ffi.RoutingRefusal as NativeRefusal
 import io.niwaki.ffi.TriedBackend as NativeTried
 
 /**
@@ -20,7 +22,8 @@ import io.niwaki.ffi.TriedBackend as NativeTried
  * @property predictedFirstToken how long the device was expected to take to its first token.
  * @property firstText how long the answer took to its first text, everything tried before included.
  */
-public data class Decision(
+@ConsistentCopyVisibility
+public data class Decision internal constructor(
     val answeredBy: Backend?,
     val reason: RoutingReason?,
     val tried: List<TriedBackend>,
@@ -33,10 +36,10 @@ public data class Decision(
     val firstText: Duration?,
 ) {
     internal constructor(native: NativeDecision) : this(
-        answeredBy = native.answeredBy?.let { Backend.entries[it.ordinal] },
+        answeredBy = native.answeredBy?.toBackend(),
         reason = native.reason?.toReason(),
         tried = native.tried.map(::TriedBackend),
-        mode = RoutingMode.entries[native.mode.ordinal],
+        mode = native.mode.toRoutingMode(),
         onDeviceOnly = native.onDeviceOnly,
         promptTokens = native.promptTokens?.toInt(),
         contextTokens = native.contextTokens?.toInt(),
@@ -46,49 +49,62 @@ public data class Decision(
     )
 }
 
-/** Who can answer. */
-public enum class Backend {
-    /** The model on the device. */
-    Local,
+/** Who can answer. More may come: a `when` over it has an `else`. */
+public class Backend private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** The endpoint. */
-    Cloud,
+    public companion object {
+        /** The model on the device. */
+        public val Local: Backend = Backend("Local")
+
+        /** The endpoint. */
+        public val Cloud: Backend = Backend("Cloud")
+    }
 }
 
-/** Why a backend is asked first. */
-public sealed interface RoutingReason {
+/** Why a backend is asked first. More may come: a `when` over it has an `else`. */
+public abstract class RoutingReason internal constructor() {
     /** The policy's mode wants it. */
-    public data object Mode : RoutingReason
+    public data object Mode : RoutingReason()
 
     /** The request may not leave the device. */
-    public data object OnDeviceOnly : RoutingReason
+    public data object OnDeviceOnly : RoutingReason()
 
     /** There is no endpoint. */
-    public data object NoEndpoint : RoutingReason
+    public data object NoEndpoint : RoutingReason()
 
     /** There is no model on the device. */
-    public data object NoLocalModel : RoutingReason
+    public data object NoLocalModel : RoutingReason()
 
     /** The prompt is longer than the device should take. */
-    public data class PromptOverLimit(val promptTokens: Int, val maxLocalPromptTokens: Int) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class PromptOverLimit internal constructor(val promptTokens: Int, val maxLocalPromptTokens: Int) :
+        RoutingReason()
 
     /** The prompt leaves no room for an answer in the device's context. */
-    public data class PromptOverContext(val promptTokens: Int, val contextTokens: Int) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class PromptOverContext internal constructor(val promptTokens: Int, val contextTokens: Int) :
+        RoutingReason()
 
     /** The device would take too long to its first token. */
-    public data class TooSlow(val predicted: Duration, val maxFirstToken: Duration) : RoutingReason
+    @ConsistentCopyVisibility
+    public data class TooSlow internal constructor(val predicted: Duration, val maxFirstToken: Duration) : RoutingReason()
 }
 
-/** Why nobody is asked. */
-public enum class RoutingRefusal {
-    /** The request may not leave the device, and the policy computes nothing there. */
-    OnDeviceOnly,
+/** Why nobody is asked. More may come: a `when` over it has an `else`. */
+public class RoutingRefusal private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** There is no model on the device, and nobody else may answer. */
-    NoLocalModel,
+    public companion object {
+        /** The request may not leave the device, and the policy computes nothing there. */
+        public val OnDeviceOnly: RoutingRefusal = RoutingRefusal("OnDeviceOnly")
 
-    /** There is no endpoint, and nobody else may answer. */
-    NoEndpoint,
+        /** There is no model on the device, and nobody else may answer. */
+        public val NoLocalModel: RoutingRefusal = RoutingRefusal("NoLocalModel")
+
+        /** There is no endpoint, and nobody else may answer. */
+        public val NoEndpoint: RoutingRefusal = RoutingRefusal("NoEndpoint")
+    }
 }
 
 /**
@@ -100,7 +116,8 @@ public enum class RoutingRefusal {
  * @property sent how often the request was sent.
  * @property took how long it took to fail.
  */
-public data class TriedBackend(
+@ConsistentCopyVisibility
+public data class TriedBackend internal constructor(
     val backend: Backend,
     val code: String,
     val message: String,
@@ -108,12 +125,23 @@ public data class TriedBackend(
     val took: Duration,
 ) {
     internal constructor(native: NativeTried) : this(
-        backend = Backend.entries[native.backend.ordinal],
+        backend = native.backend.toBackend(),
         code = native.code,
         message = native.details,
         sent = native.sent.toInt(),
         took = native.tookMs.toLong().milliseconds,
     )
+}
+
+internal fun NativeBackend.toBackend(): Backend = when (this) {
+    NativeBackend.LOCAL -> Backend.Local
+    NativeBackend.CLOUD -> Backend.Cloud
+}
+
+internal fun NativeRefusal.toRefusal(): RoutingRefusal = when (this) {
+    NativeRefusal.ON_DEVICE_ONLY -> RoutingRefusal.OnDeviceOnly
+    NativeRefusal.NO_LOCAL_MODEL -> RoutingRefusal.NoLocalModel
+    NativeRefusal.NO_ENDPOINT -> RoutingRefusal.NoEndpoint
 }
 
 private fun NativeReason.toReason(): RoutingReason = when (this) {

@@ -84,7 +84,7 @@ public class Engine private constructor(private val native: NativeEngine) : Clos
          * @throws NiwakiException
          */
         public suspend fun open(file: File, options: OpenOptions = OpenOptions()): Engine =
-            open(BundleSource.Path(file.path), options)
+            open(BundleSource.Path(file.path.wellFormed()), options)
 
         /**
          * Opens a bundle that is a part of an open file: [length] bytes from [offset], or as many as the bundle
@@ -105,7 +105,7 @@ public class Engine private constructor(private val native: NativeEngine) : Clos
          * @throws NiwakiException
          */
         public suspend fun plan(file: File, options: OpenOptions = OpenOptions()): MemoryPlan =
-            plan(BundleSource.Path(file.path), options)
+            plan(BundleSource.Path(file.path.wellFormed()), options)
 
         /**
          * States what opening a part of an open file would take, without reading its weights.
@@ -128,9 +128,7 @@ public class Engine private constructor(private val native: NativeEngine) : Clos
         }
 
         private fun descriptor(fd: Int, offset: Long, length: Long?): BundleSource {
-            require(offset >= 0) { "offset $offset is negative" }
-            require(length == null || length >= 0) { "length $length is negative" }
-            return BundleSource.Descriptor(fd, offset.toULong(), length?.toULong())
+            return BundleSource.Descriptor(fd, offset.count("offset"), length?.count("length"))
         }
     }
 }

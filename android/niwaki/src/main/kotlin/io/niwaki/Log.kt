@@ -20,6 +20,23 @@ public enum class LogLevel {
 
     /** Everything. */
     Trace,
+    ;
+
+    internal fun toNative(): NativeLogLevel = when (this) {
+        Error -> NativeLogLevel.ERROR
+        Warn -> NativeLogLevel.WARN
+        Info -> NativeLogLevel.INFO
+        Debug -> NativeLogLevel.DEBUG
+        Trace -> NativeLogLevel.TRACE
+    }
+}
+
+internal fun NativeLogLevel.toLogLevel(): LogLevel = when (this) {
+    NativeLogLevel.ERROR -> LogLevel.Error
+    NativeLogLevel.WARN -> LogLevel.Warn
+    NativeLogLevel.INFO -> LogLevel.Info
+    NativeLogLevel.DEBUG -> LogLevel.Debug
+    NativeLogLevel.TRACE -> LogLevel.Trace
 }
 
 /** Takes the library's log lines, on whichever thread they come up. They never hold text of users. */
@@ -36,12 +53,12 @@ public fun interface LogSink {
          * ```
          */
         public fun set(maxLevel: LogLevel, sink: LogSink?): Unit = native {
-            setLogSink(sink?.let(::Forwarding), NativeLogLevel.entries[maxLevel.ordinal])
+            setLogSink(sink?.let(::Forwarding), maxLevel.toNative())
         }
     }
 
     private class Forwarding(private val sink: LogSink) : NativeLogSink {
         override fun log(level: NativeLogLevel, target: String, message: String) =
-            sink.log(LogLevel.entries[level.ordinal], target, message)
+            sink.log(level.toLogLevel(), target, message)
     }
 }

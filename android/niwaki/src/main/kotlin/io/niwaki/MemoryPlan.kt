@@ -10,7 +10,8 @@ import io.niwaki.ffi.MemoryPlan as NativeMemoryPlan
  * @property anonymousBytes what counts against the app.
  * @property contextTokens tokens of context that the plan is for.
  */
-public data class MemoryPlan(
+@ConsistentCopyVisibility
+public data class MemoryPlan internal constructor(
     val parts: List<MemoryPart>,
     val fileBytes: Long,
     val anonymousBytes: Long,
@@ -31,7 +32,8 @@ public data class MemoryPlan(
  * @property fileBacked the system may take it back: pages of the file. Otherwise it counts against the app.
  * @property sizeBytes bytes at the peak.
  */
-public data class MemoryPart(
+@ConsistentCopyVisibility
+public data class MemoryPart internal constructor(
     val name: String,
     val fileBacked: Boolean,
     val sizeBytes: Long,

@@ -1,6 +1,5 @@
 package io.niwaki
 
-import io.niwaki.ffi.InternalException
 import io.niwaki.ffi.TokenStream
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
@@ -21,9 +20,13 @@ import io.niwaki.ffi.NiwakiException as NativeException
 internal inline fun <R> native(call: () -> R): R =
     try {
         call()
+    } catch (e: NiwakiException) {
+        throw e
     } catch (e: NativeException) {
         throw e.toNiwakiException()
-    } catch (e: InternalException) {
+    } catch (e: LinkageError) {
+        throw NiwakiException.LibraryNotLoaded("the native library cannot be loaded: ${e.message}", e)
+    } catch (e: Exception) {
         throw NiwakiException.Internal("the engine failed in a way it should not; please report it", e)
     }
 

@@ -4,8 +4,11 @@ import kotlin.time.Duration
 import kotlin.time.Duration.Companion.milliseconds
 import io.niwaki.ffi.NiwakiException as NativeException
 
-/** What went wrong, by what an app can do about it. Messages are for developers and never hold text of users. */
-public sealed class NiwakiException(message: String, cause: Throwable?) : Exception(message, cause) {
+/**
+ * What went wrong, by what an app can do about it. Messages are for developers and never hold text of users. More kinds may
+ * come: a `when` over them has an `else`.
+ */
+public abstract class NiwakiException internal constructor(message: String, cause: Throwable?) : Exception(message, cause) {
     /** How the request was routed that failed so; null where no [Router] was asked. */
     public var decision: Decision? = null
         internal set
@@ -93,6 +96,13 @@ public sealed class NiwakiException(message: String, cause: Throwable?) : Except
         cause: Throwable?,
     ) : NiwakiException(message, cause)
 
+    /**
+     * The native library is not in the app, or not for this device: install where there is one (`abiFilters` of the app's
+     * build), and offer no model elsewhere.
+     */
+    public class LibraryNotLoaded internal constructor(message: String, cause: Throwable?) :
+        NiwakiException(message, cause)
+
     /** The engine, session, chat or router was closed. */
     public class Closed internal constructor(message: String, cause: Throwable? = null) :
         NiwakiException(message, cause)
@@ -112,11 +122,10 @@ internal fun NativeException.toNiwakiException(): NiwakiException = when (this) 
         NiwakiException.ContextFull(details, neededTokens.toInt(), contextTokens.toInt(), this)
     is NativeException.NoChat -> NiwakiException.NoChat(details, this)
     is NativeException.InvalidArgument -> NiwakiException.InvalidArgument(details, this)
-    is NativeException.NotRouted ->
-        NiwakiException.NotRouted(details, RoutingRefusal.entries[refusal.ordinal], this)
+    is NativeException.NotRouted -> NiwakiException.NotRouted(details, refusal.toRefusal(), this)
     is NativeException.Endpoint -> NiwakiException.EndpointFailed(
         message = details,
-        failure = EndpointFailure.entries[failure.ordinal],
+        failure = failure.toFailure(),
         status = status?.toInt(),
         code = code,
         retryAfter = retryAfterMs?.toLong()?.milliseconds,

@@ -15,8 +15,8 @@ import io.niwaki.ffi.RoutingPolicy as NativePolicy
  * Answers requests with the model on the device or from an endpoint, as its [RoutingPolicy] says, and tells why.
  *
  * ```
- * val policy = RoutingPolicy(maxLocalPromptTokens = 2000)
- * val endpoint = Endpoint("https://api.example.com", "large-model", apiKey = { keys.current() })
+ * val policy = RoutingPolicy { maxLocalPromptTokens = 2000 }
+ * val endpoint = Endpoint("https://api.example.com", "large-model") { apiKey = { keys.current() } }
  * Router.create(policy, engine, endpoint).use { router ->
  *     router.answer(listOf(Message.user(question))).collect { token ->
  *         print(token.text)
@@ -55,10 +55,14 @@ public class Router private constructor(private val native: NativeRouter) : Clos
     /**
      * How long the device is expected to take to the first token of such a prompt, by the speed of the prompts before;
      * null before the first.
+     *
+     * @throws NiwakiException
      */
     public fun predictFirstToken(promptTokens: Int): Duration? {
-        require(promptTokens >= 0) { "promptTokens $promptTokens is negative" }
-        return native { lifetime.use { native.predictFirstTokenMs(promptTokens.toULong()) } }?.toLong()?.milliseconds
+        val milliseconds = native {
+            lifetime.use { native.predictFirstTokenMs(promptTokens.count("promptTokens").toULong()) }
+        }
+        return milliseconds?.toLong()?.milliseconds
     }
 
     /** Frees the context. What still answers ends, with [NiwakiException.Closed]. */
@@ -113,7 +117,8 @@ public class RoutedToken internal constructor(
  * @property cloudPromptTokens tokens of the prompt as the endpoint counted them; null on the device.
  * @property cloudNewTokens tokens of the answer as the endpoint counted them; null on the device.
  */
-public data class RoutedFinish(
+@ConsistentCopyVisibility
+public data class RoutedFinish internal constructor(
     val reason: FinishReason,
     val cloudReason: String?,
     val cloudPromptTokens: Int?,
@@ -140,33 +145,59 @@ public enum class RoutingMode {
 
     /** Never compute on the device. */
     CloudOnly,
+    ;
+
+    internal fun toNative(): NativeMode = when (this) {
+        LocalOnly -> NativeMode.LOCAL_ONLY
+        PreferLocal -> NativeMode.PREFER_LOCAL
+        PreferCloud -> NativeMode.PREFER_CLOUD
+        CloudOnly -> NativeMode.CLOUD_ONLY
+    }
+}
+
+internal fun NativeMode.toRoutingMode(): RoutingMode = when (this) {
+    NativeMode.LOCAL_ONLY -> RoutingMode.LocalOnly
+    NativeMode.PREFER_LOCAL -> RoutingMode.PreferLocal
+    NativeMode.PREFER_CLOUD -> RoutingMode.PreferCloud
+    NativeMode.CLOUD_ONLY -> RoutingMode.CloudOnly
 }
 
 /**
  * What a [Router] goes by. The context of the model is a limit of its own: longer prompts go to the endpoint.
  *
- * @property mode which backend is wanted.
- * @property maxLocalPromptTokens longer prompts go to the endpoint, and to it alone.
- * @property maxFirstToken where the device would take longer to its first token, by the speed it was seen to have, the
- *   endpoint is asked first; the device takes over when it fails.
+ * ```
+ * RoutingPolicy(RoutingMode.PreferLocal) { maxLocalPromptTokens = 2000 }
+ * ```
  */
-public data class RoutingPolicy(
-    val mode: RoutingMode = RoutingMode.PreferLocal,
-    val maxLocalPromptTokens: Int? = null,
-    val maxFirstToken: Duration? = null,
+public class RoutingPolicy private constructor(
+    /** Which backend is wanted. */
+    public val mode: RoutingMode,
+    builder: Builder,
 ) {
-    init {
-        require(maxLocalPromptTokens == null || maxLocalPromptTokens >= 0) {
-            "maxLocalPromptTokens $maxLocalPromptTokens is negative"
-        }
-        require(maxFirstToken == null || !maxFirstToken.isNegative()) { "maxFirstToken $maxFirstToken is negative" }
-    }
+    /** Longer prompts go to the endpoint, and to it alone. */
+    public val maxLocalPromptTokens: Int? = builder.maxLocalPromptTokens
+
+    /**
+     * Where the device would take longer to its first token, by the speed it was seen to have, the endpoint is asked first;
+     * the device takes over when it fails.
+     */
+    public val maxFirstToken: Duration? = builder.maxFirstToken
+
+    /** A policy of [mode], and what [build] sets. */
+    public constructor(mode: RoutingMode = RoutingMode.PreferLocal, build: Builder.() -> Unit = {}) :
+        this(mode, Builder().apply(build))
 
     internal fun toNative() = NativePolicy(
-        mode = NativeMode.entries[mode.ordinal],
-        maxLocalPromptTokens = maxLocalPromptTokens?.toULong(),
-        maxFirstTokenMs = maxFirstToken?.inWholeMilliseconds?.toULong(),
+        mode = mode.toNative(),
+        maxLocalPromptTokens = maxLocalPromptTokens?.count("maxLocalPromptTokens")?.toULong(),
+        maxFirstTokenMs = maxFirstToken?.milliseconds("maxFirstToken"),
     )
+
+    /** Sets the limits of the same names. */
+    public class Builder internal constructor() {
+        public var maxLocalPromptTokens: Int? = null
+        public var maxFirstToken: Duration? = null
+    }
 }
 
 private class NativeAnswer(private val native: NativeRoutedStream) : NativeStream<RoutedToken> {

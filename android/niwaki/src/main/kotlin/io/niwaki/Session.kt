@@ -19,14 +19,15 @@ public class Session internal constructor(private val native: NativeSession) : C
 
     /**
      * Adds [text] to the context and generates what follows. Nothing is computed before the flow is collected, and
-     * nothing is computed any more once its collection has ended or was cancelled.
+     * nothing is computed any more once its collection has ended or was cancelled. Half a surrogate pair in [text] is
+     * read as U+FFFD.
      *
      * One flow of a session is collected at a time: another fails with [NiwakiException.Busy].
      *
      * @throws NiwakiException from the flow.
      */
     public fun generate(text: String, options: GenerateOptions = GenerateOptions()): Flow<Token> =
-        lifetime.tokens { native.generate(text, options.toNative()) }
+        lifetime.tokens { native.generate(text.wellFormed(), options.toNative()) }
 
     /**
      * Tokens in the context.

@@ -45,19 +45,32 @@ public class Finish internal constructor(
         "Finish(reason=$reason, promptTokens=$promptTokens, reusedTokens=$reusedTokens, newTokens=$newTokens)"
 }
 
-/** Why a generation ended. One that was cancelled or failed ends its flow with an exception instead. */
-public enum class FinishReason {
-    /** As many tokens as were asked for. */
-    MaxTokens,
+/**
+ * Why a generation ended. One that was cancelled or failed ends its flow with an exception instead. More may come: a `when`
+ * over it has an `else`.
+ */
+public class FinishReason private constructor(private val name: String) {
+    override fun toString(): String = name
 
-    /** The model ended its text. */
-    EndOfText,
+    public companion object {
+        /** As many tokens as were asked for. */
+        public val MaxTokens: FinishReason = FinishReason("MaxTokens")
 
-    /** One of the stop strings came. */
-    StopString,
+        /** The model ended its text. */
+        public val EndOfText: FinishReason = FinishReason("EndOfText")
 
-    /** The context is full. */
-    ContextFull,
+        /** One of the stop strings came. */
+        public val StopString: FinishReason = FinishReason("StopString")
+
+        /** The context is full. */
+        public val ContextFull: FinishReason = FinishReason("ContextFull")
+
+        /** No token was allowed to follow. */
+        public val NothingAllowed: FinishReason = FinishReason("NothingAllowed")
+
+        /** A filter ended the text. */
+        public val Filtered: FinishReason = FinishReason("Filtered")
+    }
 }
 
 internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
@@ -65,6 +78,8 @@ internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
     NativeFinishReason.END_OF_TEXT -> FinishReason.EndOfText
     NativeFinishReason.STOP_STRING -> FinishReason.StopString
     NativeFinishReason.CONTEXT_FULL -> FinishReason.ContextFull
+    NativeFinishReason.NOTHING_ALLOWED -> FinishReason.NothingAllowed
+    NativeFinishReason.FILTERED -> FinishReason.Filtered
     NativeFinishReason.CANCELLED, NativeFinishReason.FAILED ->
         throw NiwakiException.Internal("a generation that did not fail ended as if it had", null)
 }

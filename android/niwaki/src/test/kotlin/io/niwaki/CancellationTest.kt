@@ -20,7 +20,7 @@ import io.niwaki.ffi.Engine as NativeEngine
 import io.niwaki.ffi.Session as NativeSession
 
 class CancellationTest {
-    private val endless = GenerateOptions(maxNewTokens = Int.MAX_VALUE, contextEnd = ContextEnd.ForgetOldest)
+    private val endless = GenerateOptions { maxNewTokens = Int.MAX_VALUE; contextEnd = ContextEnd.ForgetOldest }
     private val longPrompt = "Once upon a time there was a king. ".repeat(45)
 
     private suspend fun withNativeSession(use: suspend (NativeSession) -> Unit) {
@@ -127,7 +127,7 @@ class CancellationTest {
                     wait(stream)
                     stream.operatorsBegun().also { session.reset(stream) }
                 }
-            val two = begun(read = 2, endless.copy(maxNewTokens = 2)) { assertNull(it.next()) }
+            val two = begun(read = 2, endless.copy { maxNewTokens = 2 }) { assertNull(it.next()) }
             val waiting = begun(read = 1, endless) { stream ->
                 eventually("the second token waits") { stream.operatorsBegun() == two }
                 delay(200)
@@ -138,7 +138,7 @@ class CancellationTest {
 
     @Test
     fun `a session is as good as new after a cancellation`() = runBlocking<Unit> {
-        val options = GenerateOptions(maxNewTokens = 10, sampling = Sampling.Greedy)
+        val options = GenerateOptions { maxNewTokens = 10; sampling = Sampling.Greedy }
         withEngine { engine ->
             engine.session().use { session ->
                 val before = session.generate("Once", options).text()

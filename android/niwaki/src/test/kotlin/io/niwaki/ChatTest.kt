@@ -13,7 +13,7 @@ import java.io.File
 class ChatTest {
     /** The demo model with a chat template. */
     private val chatModel = File(System.getProperty("niwaki.chatModel"))
-    private val short = GenerateOptions(maxNewTokens = 8, sampling = Sampling.Greedy)
+    private val short = GenerateOptions { maxNewTokens = 8; sampling = Sampling.Greedy }
 
     private suspend fun withChat(vararg messages: Message, use: suspend (Chat) -> Unit) =
         Engine.open(chatModel, oneThread).use { engine ->

@@ -13,7 +13,7 @@ import org.junit.jupiter.api.assertThrows
 import java.io.File
 
 class CloseTest {
-    private val endless = GenerateOptions(maxNewTokens = Int.MAX_VALUE, contextEnd = ContextEnd.ForgetOldest)
+    private val endless = GenerateOptions { maxNewTokens = Int.MAX_VALUE; contextEnd = ContextEnd.ForgetOldest }
 
     /** Resident bytes of this process. */
     private fun residentBytes(): Long =
@@ -22,8 +22,8 @@ class CloseTest {
     @Test
     fun `a thousand engines opened and closed leave no memory behind`() = runBlocking<Unit> {
         suspend fun cycle() {
-            withEngine(oneThread.copy(verifyWeights = false)) { engine ->
-                engine.generate("Once", GenerateOptions(maxNewTokens = 1)).collect()
+            withEngine(oneThread.copy { verifyWeights = false }) { engine ->
+                engine.generate("Once", GenerateOptions { maxNewTokens = 1 }).collect()
             }
         }
         repeat(200) { cycle() }

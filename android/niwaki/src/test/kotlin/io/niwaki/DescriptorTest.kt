@@ -28,7 +28,7 @@ class DescriptorTest {
         val file = File(folder, "package.apk").apply {
             writeBytes(ByteArray(before) { 7 } + bundle + ByteArray(1000) { 9 })
         }
-        val options = GenerateOptions(maxNewTokens = 10)
+        val options = GenerateOptions { maxNewTokens = 10 }
         val expected = withEngine { it.generate("Once", options).text() }
 
         val fd = c.open(file.path, 0)

@@ -17,7 +17,7 @@ class LogTest {
     @Test
     fun `lines come with level and module and without the user's text`() = runBlocking<Unit> {
         LogSink.set(LogLevel.Trace) { level, target, message -> lines += "$level $target $message" }
-        withEngine { it.generate("my secret", GenerateOptions(maxNewTokens = 3)).collect() }
+        withEngine { it.generate("my secret", GenerateOptions { maxNewTokens = 3 }).collect() }
         assertTrue(lines.any { it.startsWith("Info niwaki") && "opened" in it }) { "$lines" }
         assertTrue(lines.none { "secret" in it }) { "$lines" }
     }
@@ -32,6 +32,6 @@ class LogTest {
     @Test
     fun `a sink that throws disturbs nothing`() = runBlocking<Unit> {
         LogSink.set(LogLevel.Trace) { _, _, _ -> error("no space left") }
-        withEngine { it.generate("Once", GenerateOptions(maxNewTokens = 3)).collect() }
+        withEngine { it.generate("Once", GenerateOptions { maxNewTokens = 3 }).collect() }
     }
 }

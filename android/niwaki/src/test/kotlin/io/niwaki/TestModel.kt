@@ -9,7 +9,7 @@ import java.io.File
 val demoModel = File(System.getProperty("niwaki.model"))
 
 /** A few threads less to fight over on small machines. */
-val oneThread = OpenOptions(threads = 1)
+val oneThread = OpenOptions { threads = 1 }
 
 suspend fun <R> withEngine(options: OpenOptions = oneThread, use: suspend (Engine) -> R): R =
     Engine.open(demoModel, options).use { use(it) }

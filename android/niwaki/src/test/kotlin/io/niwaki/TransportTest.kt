@@ -54,14 +54,17 @@ class TransportTest {
         idle: Duration = 300.milliseconds,
         apiKey: () -> String? = { null },
     ): List<RoutedToken> = runBlocking {
-        val endpoint = Endpoint(
-            url = "https://api.example.com",
-            model = "large",
-            apiKey = apiKey,
-            transport = transport,
-            timeouts = EndpointTimeouts(200.milliseconds, 200.milliseconds, idle, total = 20.seconds),
-            retry = EndpointRetry(maxRetries = 0),
-        )
+        val endpoint = Endpoint("https://api.example.com", "large") {
+            this.apiKey = apiKey
+            this.transport = transport
+            timeouts = EndpointTimeouts {
+                connect = 200.milliseconds
+                firstByte = 200.milliseconds
+                this.idle = idle
+                total = 20.seconds
+            }
+            retry = EndpointRetry { maxRetries = 0 }
+        }
         val policy = RoutingPolicy(RoutingMode.CloudOnly)
         Router.create(policy, endpoint = endpoint).use { it.answer(listOf(Message.user("secret"))).toList() }
     }

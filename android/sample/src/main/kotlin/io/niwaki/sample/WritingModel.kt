@@ -51,7 +51,7 @@ class WritingModel(private val app: Application) : AndroidViewModel(app) {
                 problem = null
                 val resolver = app.contentResolver
                 memoryPlan = Engine.plan(resolver, uri)
-                val opened = Engine.open(resolver, uri, OpenOptions(memoryLimitBytes = freeBytes()))
+                val opened = Engine.open(resolver, uri, OpenOptions { memoryLimitBytes = freeBytes() })
                 engine = opened
                 chat = if (opened.canChat) opened.chat() else null
                 modelName = opened.name
@@ -66,7 +66,7 @@ class WritingModel(private val app: Application) : AndroidViewModel(app) {
     fun send(prompt: String) {
         if (busy) return
         val engine = engine ?: return
-        val options = GenerateOptions(seed = System.nanoTime())
+        val options = GenerateOptions { seed = System.nanoTime() }
         generating = true
         generation = viewModelScope.launch {
             try {

@@ -1,0 +1,32 @@
+//! From logits to a token: a chain of steps, then a draw.
+//!
+//! Every step says at which [`Stage`] it works. The chain has them in this order, and those of one stage in the order they
+//! were added, the ones that [`Sampling`]'s settings ask for first:
+//!
+//! 1. **Constraints** say what may come at all. They are first because what cannot come must not count: it takes no place
+//!    of the top-k, no share of the top-p, and min-p does not measure by it. Were they last, a cut before them could leave
+//!    nothing but what they forbid.
+//! 2. **Penalties and biases** change how likely tokens are. They work on the logits as the model gives them, so that
+//!    their strength means the same at every temperature.
+//! 3. **Temperature** sharpens or flattens all of them.
+//! 4. **Truncation** leaves out the unlikely, of the distribution that is drawn from. It always keeps the best of what it
+//!    is given.
+//! 5. The **draw**; temperature 0 takes the best instead.
+//!
+//! 2 to 4 are in the order of transformers. A candidate that any step forbids is gone for good: no setting and no later
+//! step brings it back. Where none is left, that is an answer of its own ([`SampleError::NothingAllowed`]), never a token.
+
+mod candidates;
+mod exp;
+mod logits;
+mod random;
+mod sampler;
+mod settings;
+mod step;
+mod steps;
+
+pub use candidates::{Candidate, Candidates};
+pub use random::Random;
+pub use sampler::{CheckpointAhead, SampleError, Sampler, SamplerCheckpoint};
+pub use settings::{InvalidSampling, RepetitionPenalty, Sampling};
+pub use step::{SamplingStep, SamplingSteps, Stage};
