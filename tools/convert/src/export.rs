@@ -1,6 +1,6 @@
 //! An export folder: the ONNX file and what lies beside it.
 
-mod notes;
+mod missing;
 
 use crate::lower::ModelFacts;
 use niwaki::{TextError, Tokenizer};

@@ -159,7 +159,11 @@ pub(super) fn print_built(
         plan::table(&built.plan)
     );
     let pruned = pruned.map(ToString::to_string).unwrap_or_default();
-    let notes = built.notes.iter().map(|note| format!("note: {note}\n"));
+    let notes = built
+        .notes
+        .iter()
+        .chain(&built.missing)
+        .map(|note| format!("note: {note}\n"));
     let warnings = warnings
         .iter()
         .map(|warning| format!("warning: {warning}\n"));

@@ -216,7 +216,11 @@ impl CommandError {
                 "leave out --calibration and --calibration-tokens, or prune by wanda"
             }
             CommandError::Quantize {
-                source: QuantizeError::NothingQuantized { .. },
+                source:
+                    QuantizeError::NothingQuantized {
+                        can_be_asked_for: true,
+                        ..
+                    },
                 ..
             } => {
                 "--weights quantizes projections that the export left in floats, --embedding the embedding"

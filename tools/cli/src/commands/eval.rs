@@ -86,6 +86,9 @@ struct Figures {
     perplexity_standard_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<ReferenceFigures>,
+    /// What is not computed as an export computes it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 /// The model beside its reference.
@@ -143,7 +146,13 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CommandError> {
         });
     }
     let measured = measure(&model, reference.as_ref(), &stream, &cut, windows)?;
-    let figures = Figures::new(args, &cut, beginnings, &measured);
+    let mut figures = Figures::new(args, &cut, beginnings, &measured);
+    for model in [Some(&model), reference.as_ref()].into_iter().flatten() {
+        let notes = model.notes().iter();
+        figures
+            .notes
+            .extend(notes.map(|note| format!("{}: {note}", model.name())));
+    }
     if args.json {
         print_json(&figures)
     } else {
@@ -230,6 +239,7 @@ impl Figures {
             perplexity: perplexity.value,
             perplexity_standard_error: perplexity.standard_error,
             reference,
+            notes: vec![],
         }
     }
 }
@@ -318,6 +328,9 @@ impl fmt::Display for Figures {
                 f,
                 "± is one standard error, from how much the windows differ."
             )?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
         }
         Ok(())
     }

@@ -43,6 +43,9 @@ struct Inspection<'a> {
     graph: &'a Graph,
     weights: &'a WeightTable,
     memory: Memory,
+    /// What would not be computed as the export computes it.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    notes: &'a [String],
 }
 
 /// Memory that running takes.
@@ -77,6 +80,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
         graph: engine.graph(),
         weights: engine.weights(),
         memory: Memory::new(engine.memory_plan()),
+        notes: model.notes(),
     };
     if args.json {
         return print_json(&inspection);
@@ -173,7 +177,11 @@ impl fmt::Display for Inspection<'_> {
         }
         writeln!(f, "\n{}", weights(self.weights))?;
         writeln!(f, "{}", operators(graph))?;
-        writeln!(f, "Every node of the export lowered.\n")?;
+        writeln!(f, "Every node of the export lowered.")?;
+        for note in self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        writeln!(f)?;
         write!(f, "{}", self.memory)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::error::CommandError;
 use super::model::{self, EngineArgs};
+use super::print;
 use super::staging::Staging;
 use crate::terminal::Progress;
 use clap::Args;
@@ -77,7 +78,11 @@ pub(super) fn run(args: &LogitsArgs) -> Result<(), CommandError> {
         .map_err(io::Error::from)
         .and_then(|mut file| io::Write::flush(&mut file))
         .map_err(CommandError::write(&args.output))?;
-    staging.publish().map_err(CommandError::write(&args.output))
+    staging
+        .publish()
+        .map_err(CommandError::write(&args.output))?;
+    let notes = model.notes().iter().map(|note| format!("note: {note}\n"));
+    print(&notes.collect::<String>())
 }
 
 fn read_calls(path: &Path) -> Result<Vec<Call>, CommandError> {

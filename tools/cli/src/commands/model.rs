@@ -72,6 +72,8 @@ impl EngineArgs {
 pub(super) struct Model {
     path: PathBuf,
     engine: Engine,
+    /// What is not computed as the export computes it.
+    notes: Vec<String>,
     /// Holds the bundle when the model is ONNX.
     _scratch: Option<Scratch>,
 }
@@ -98,13 +100,13 @@ pub(super) fn open_with(
     args: &EngineArgs,
     weights: Weights,
 ) -> Result<Model, CommandError> {
-    let (bundle, scratch) = match kind(path)? {
-        Kind::Bundle => (path.to_owned(), None),
+    let (bundle, scratch, notes) = match kind(path)? {
+        Kind::Bundle => (path.to_owned(), None, vec![]),
         Kind::Onnx => {
             let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
             let bundle = scratch.path().join("model.niwaki");
-            write_bundle(path, companions, &bundle, weights)?;
-            (bundle, Some(scratch))
+            let built = write_bundle(path, companions, &bundle, weights)?;
+            (bundle, Some(scratch), built.notes)
         }
     };
     let engine = Engine::open(&bundle, &args.options()).map_err(|source| CommandError::Open {
@@ -114,6 +116,7 @@ pub(super) fn open_with(
     Ok(Model {
         path: path.to_owned(),
         engine,
+        notes,
         _scratch: scratch,
     })
 }
@@ -127,6 +130,11 @@ impl Model {
     /// What messages call it.
     pub(super) fn name(&self) -> String {
         self.path.display().to_string()
+    }
+
+    /// What is not computed as the export computes it, where the model is ONNX: a sentence each.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub(super) fn engine(&self) -> &Engine {

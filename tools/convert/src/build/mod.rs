@@ -38,8 +38,10 @@ pub struct Built {
     /// What happened to which matrix.
     #[serde(rename = "matrices")]
     pub plan: Plan,
-    /// How the export was read, and what it lacks, where a person should know.
+    /// How the model was read, where a person should know: what is not computed as the export computes it.
     pub notes: Vec<String>,
+    /// What the export lacks, and what of it was not read.
+    pub missing: Vec<String>,
     /// The export itself returns the logits of the last token only.
     pub last_token_only: bool,
 }
@@ -103,6 +105,10 @@ fn lowered(model: &OnnxModel, export: &Export, wishes: &Wishes) -> Result<Lowere
     match lower::lower(model, &facts, lower::Rounding::Export) {
         Err(LowerError::NotLowered(left)) => {
             let mut lowered = with_own_rounding()?;
+            // With float weights nothing is quantized per block either.
+            lowered
+                .notes
+                .retain(|note| !note.ends_with(lower::QUANTIZED_PER_BLOCK));
             if let Some(last) = left.last() {
                 lowered.notes.push(format!(
                     "activations are not rounded as the export rounds them: `{}`: {}",
@@ -152,13 +158,13 @@ fn write(
     let manifest =
         manifest::manifest(export, &plan, wishes, quantizer.name(), parameters, options)?;
     let size_bytes = writer.finish(&manifest, &lowered.graph)?;
-    let notes = lowered.notes.iter().cloned().chain(export.notes());
     Ok(Built {
         size_bytes,
         parameters,
         weights: manifest.weights,
         plan,
-        notes: notes.collect(),
+        notes: lowered.notes.clone(),
+        missing: export.missing(),
         last_token_only: lowered.last_token_only,
     })
 }

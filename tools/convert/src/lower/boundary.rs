@@ -15,6 +15,8 @@ pub(super) struct Boundary {
     /// Cached keys and values with their shapes; `None` is the number of past tokens.
     pub(super) past: Vec<(String, Vec<Option<usize>>)>,
     pub(super) logits: String,
+    /// Outputs that are neither the logits nor the cache.
+    pub(super) others: Vec<String>,
 }
 
 /// A dimension as declared: a number or a name.
@@ -90,6 +92,49 @@ impl Boundary {
         boundary.logits = logits
             .map(|output| output.name().to_owned())
             .ok_or(LowerError::NoLogits)?;
+        let is_cache = |output: &ValueInfoProto| match dimensions(output) {
+            Some(dims) => dims.len() == 4,
+            None => output.name().starts_with("present"),
+        };
+        boundary.others = graph
+            .output
+            .iter()
+            .filter(|output| output.name() != boundary.logits && !is_cache(output))
+            .map(|output| output.name().to_owned())
+            .collect();
         Ok(boundary)
+    }
+
+    /// What of the outputs is left out, for a person.
+    pub(super) fn left_out(&self) -> Option<String> {
+        let first = self.others.first()?;
+        let more = match self.others.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(format!(
+            "the export's output `{first}`{more} is left out: a bundle of a decoder gives logits"
+        ))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::onnx::small_models::{graph, model};
+
+    #[test]
+    fn outputs_that_are_neither_logits_nor_cache_are_named() {
+        let outputs = ["hidden_states", "logits", "present.0.key", "attentions"];
+        let model = model(graph(&["input_ids"], vec![], vec![], &outputs));
+        let boundary = Boundary::of(&model, None, None).unwrap();
+        assert_eq!(boundary.others, ["hidden_states", "attentions"]);
+        assert!(
+            boundary
+                .left_out()
+                .unwrap()
+                .contains("`hidden_states` and 1 more")
+        );
     }
 }

@@ -48,6 +48,10 @@ pub struct ModelFacts {
     pub sizes: BTreeSet<usize>,
 }
 
+/// How a note ends that says that Niwaki rounds activations in place of the export, which it does in products with
+/// integer weights.
+pub const QUANTIZED_PER_BLOCK: &str = "are quantized per block instead";
+
 /// A lowered decoder.
 #[derive(Debug)]
 pub struct Lowered {
@@ -194,6 +198,7 @@ fn lower_here(
     let near = probe_lengths(model, facts, &boundary);
     let near_run = Interpreter::run(model, &boundary, near, rounds)?;
     let mut notes = near_run.notes.clone();
+    notes.extend(boundary.left_out());
     let mut context_tokens = facts.context_tokens.unwrap_or(2048);
     let far_at = |past: usize| {
         let lengths = Lengths {

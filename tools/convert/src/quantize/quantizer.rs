@@ -143,6 +143,8 @@ pub enum QuantizeError {
     NothingQuantized {
         /// Why.
         reason: String,
+        /// There are floats that would be quantized if they were asked for: the export holds others quantized.
+        can_be_asked_for: bool,
     },
     /// Quantized weights could not be kept on disk.
     #[error("quantized weights cannot be written to a temporary file")]

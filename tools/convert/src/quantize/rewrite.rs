@@ -128,7 +128,10 @@ fn nothing(plan: &Plan, left: &[LeftNode]) -> QuantizeError {
         [] if plan.matrices.is_empty() => "the model has no matrices of floats".to_owned(),
         [] => "all its matrices are quantized already".to_owned(),
     };
-    QuantizeError::NothingQuantized { reason }
+    QuantizeError::NothingQuantized {
+        reason,
+        can_be_asked_for: plan.leaves_tables() || plan.leaves_projections(),
+    }
 }
 
 /// Drops nodes whose results nothing uses, and initializers that no node reads.

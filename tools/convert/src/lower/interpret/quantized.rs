@@ -1,5 +1,6 @@
 //! Operators of quantized exports: block-quantized weights, dynamic int8, quantize-dequantize pairs.
 
+use super::super::QUANTIZED_PER_BLOCK;
 use super::super::base::{Def, Rounding};
 use super::super::form::Form;
 use super::super::matrix::{MatrixSource, ZeroPoints};
@@ -184,14 +185,12 @@ impl Interpreter<'_> {
     pub(super) fn rounded(&mut self, label: &str, x: &Form, rounding: Rounding) -> Form {
         if !self.rounds {
             let how = match rounding {
-                Rounding::Dynamic => {
-                    "activations that the export quantizes per call are quantized per block instead"
-                }
-                Rounding::Static { .. } => {
-                    "activations that the export quantizes with fixed scales are quantized per block instead"
-                }
+                Rounding::Dynamic => "per call",
+                Rounding::Static { .. } => "with fixed scales",
             };
-            self.note(how);
+            self.note(&format!(
+                "activations that the export quantizes {how} {QUANTIZED_PER_BLOCK}"
+            ));
             return x.clone();
         }
         let shape = x.shape.clone();

@@ -8,10 +8,10 @@ const OTHER_TOKENIZERS: [&str; 4] = ["tokenizer.model", "spiece.model", "vocab.j
 
 impl Export {
     /// What a person should know of what was not found, or found and not read.
-    pub fn notes(&self) -> Vec<String> {
-        let mut notes = vec![];
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = vec![];
         if self.config.is_null() && self.genai_config.is_null() {
-            notes.push(
+            missing.push(
                 "no config.json or genai_config.json was found: the architecture is unknown, and the length of the \
                  context is what the graph says, or 2048 tokens"
                     .to_owned(),
@@ -22,14 +22,14 @@ impl Export {
             let other = other.map_or(String::new(), |name| {
                 format!(" ({name} is there, which is not read: convert it to tokenizer.json)")
             });
-            notes.push(format!(
+            missing.push(format!(
                 "no tokenizer.json was found{other}: the bundle takes token ids, not text"
             ));
         }
         if self.chat_template.is_none() {
-            notes.extend(self.unread_template());
+            missing.extend(self.unread_template());
         }
-        notes
+        missing
     }
 
     /// A chat template that is there in a form that is not read.
@@ -68,7 +68,7 @@ mod tests {
             tokenizer: Some(b"{}".to_vec()),
             ..Export::default()
         };
-        assert!(export.notes().is_empty());
+        assert!(export.missing().is_empty());
     }
 
     #[test]
@@ -77,21 +77,21 @@ mod tests {
         for name in ["tokenizer.model", "chat_template.json"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let notes = Export::open(&folder.path().join("model.onnx"))
+        let missing = Export::open(&folder.path().join("model.onnx"))
             .unwrap()
-            .notes()
+            .missing()
             .join("\n");
         for word in [
             "config.json",
             "tokenizer.model is there",
             "chat_template.json",
         ] {
-            assert!(notes.contains(word), "no {word} in:\n{notes}");
+            assert!(missing.contains(word), "no {word} in:\n{missing}");
         }
         let named = Export {
             tokenizer_config: json!({ "chat_template": [{ "name": "rag", "template": "" }] }),
             ..Export::default()
         };
-        assert!(named.notes().join("\n").contains("(rag)"));
+        assert!(named.missing().join("\n").contains("(rag)"));
     }
 }
