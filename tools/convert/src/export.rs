@@ -1,5 +1,7 @@
 //! An export folder: the ONNX file and what lies beside it.
 
+mod notes;
+
 use crate::lower::ModelFacts;
 use niwaki::{TextError, Tokenizer};
 use serde_json::Value;
@@ -44,6 +46,14 @@ pub enum ExportError {
         /// The limit.
         limit_bytes: u64,
     },
+    /// A folder was given for configuration and tokenizer, and has neither.
+    #[error(
+        "{} holds none of config.json, genai_config.json, tokenizer.json and the files that go with them", .0.display()
+    )]
+    NoCompanions(PathBuf),
+    /// A text is not UTF-8.
+    #[error("{} is not UTF-8 text", .0.display())]
+    NotText(PathBuf),
     /// A configuration file is not JSON.
     #[error("{} is not valid JSON", path.display())]
     Json {
@@ -72,20 +82,25 @@ pub struct Export {
     pub tokenizer: Option<Vec<u8>>,
     /// The chat template, from `chat_template.jinja` or the tokenizer's configuration.
     pub chat_template: Option<String>,
+    /// Where all but the model was looked for.
+    folders: Vec<PathBuf>,
 }
 
 impl Export {
-    /// Finds the files of an export: `path` is its folder or its ONNX file.
+    /// Finds the files of an export: `path` is its folder or its ONNX file. What is not beside a model in a folder called
+    /// `onnx` is looked for in the folder above, where repositories with several precisions keep it.
     pub fn open(path: &Path) -> Result<Export, ExportError> {
         let model = if path.is_dir() {
             find_model(path)?
         } else {
             path.to_owned()
         };
-        let mut folders = vec![model.parent().map(Path::to_owned).unwrap_or_default()];
-        // Some exporters put the graph into a subfolder and leave the tokenizer above it.
-        if path.is_dir() && folders[0] != path {
+        let beside = model.parent().map(Path::to_owned).unwrap_or_default();
+        let mut folders = vec![beside.clone()];
+        if path.is_dir() && beside != path {
             folders.push(path.to_owned());
+        } else if let Some(above) = above(&beside) {
+            folders.push(above);
         }
         Ok(Export {
             model,
@@ -93,9 +108,47 @@ impl Export {
         })
     }
 
-    /// What lies in `folder` apart from the model.
+    /// This model with what lies in `folder` in place of what lies beside it.
+    ///
+    /// # Errors
+    /// As [`companions`](Self::companions).
+    pub fn with_companions(self, folder: &Path) -> Result<Export, ExportError> {
+        Ok(Export {
+            model: self.model,
+            ..Export::companions(folder)?
+        })
+    }
+
+    /// What lies in `folder` apart from the model, or above it if it is called `onnx`.
+    ///
+    /// # Errors
+    /// [`ExportError::NoCompanions`] when nothing does, and as [`open`](Self::open).
     pub fn companions(folder: &Path) -> Result<Export, ExportError> {
-        Export::beside(&[folder.to_owned()])
+        let folders: Vec<PathBuf> = [folder.to_owned()]
+            .into_iter()
+            .chain(above(folder))
+            .collect();
+        let export = Export::beside(&folders)?;
+        let jsons = [
+            &export.config,
+            &export.genai_config,
+            &export.generation_config,
+            &export.tokenizer_config,
+        ];
+        if jsons.into_iter().all(Value::is_null)
+            && export.tokenizer.is_none()
+            && export.chat_template.is_none()
+        {
+            return Err(ExportError::NoCompanions(folder.to_owned()));
+        }
+        Ok(export)
+    }
+
+    /// The name of the folder that the model came in.
+    pub fn folder_name(&self) -> Option<String> {
+        let folder = std::path::absolute(self.model.parent()?).ok()?;
+        let folder = above(&folder).unwrap_or(folder);
+        Some(folder.file_name()?.to_string_lossy().into_owned())
     }
 
     fn beside(folders: &[PathBuf]) -> Result<Export, ExportError> {
@@ -114,7 +167,7 @@ impl Export {
         let chat_template = match find("chat_template.jinja") {
             Some(path) => {
                 let bytes = read_bounded(&path, CONFIG_BYTES_MAX)?;
-                Some(String::from_utf8_lossy(&bytes).into_owned())
+                Some(String::from_utf8(bytes).map_err(|_| ExportError::NotText(path))?)
             }
             None => default_template(&tokenizer_config["chat_template"]),
         };
@@ -126,6 +179,7 @@ impl Export {
             tokenizer_config,
             tokenizer,
             chat_template,
+            folders: folders.to_vec(),
         })
     }
 
@@ -260,6 +314,15 @@ impl Export {
             .unwrap_or("unknown")
             .to_owned()
     }
+}
+
+/// The folder above one that is called `onnx`.
+fn above(folder: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(folder).ok()?;
+    let is_onnx = folder.file_name().is_some_and(|name| name == "onnx");
+    is_onnx
+        .then(|| folder.parent().map(Path::to_owned))
+        .flatten()
 }
 
 fn token_id(value: &Value) -> Option<u32> {
@@ -481,6 +544,46 @@ mod tests {
             (facts.head_dim, facts.kv_heads, facts.context_tokens),
             (Some(16), Some(4), Some(128))
         );
+    }
+
+    #[test]
+    fn a_model_in_a_folder_called_onnx_has_its_configuration_above() {
+        let folder = tempfile::tempdir().unwrap();
+        let onnx = folder.path().join("onnx");
+        std::fs::create_dir(&onnx).unwrap();
+        std::fs::write(onnx.join("model_q4.onnx"), "").unwrap();
+        std::fs::write(
+            folder.path().join("config.json"),
+            r#"{"model_type": "llama"}"#,
+        )
+        .unwrap();
+        for path in [onnx.join("model_q4.onnx"), onnx, folder.path().to_owned()] {
+            let export = Export::open(&path).unwrap();
+            assert_eq!(export.architecture(), "llama", "{}", path.display());
+            let name = folder.path().file_name().unwrap().to_string_lossy();
+            assert_eq!(export.folder_name().unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn a_folder_for_companions_has_some() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("missing")] {
+            assert!(matches!(
+                Export::companions(&path),
+                Err(ExportError::NoCompanions(_))
+            ));
+        }
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+        assert!(Export::companions(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_template_that_is_no_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("chat_template.jinja"), b"{{ \xff }}").unwrap();
+        let refused = Export::companions(folder.path());
+        assert!(matches!(refused, Err(ExportError::NotText(_))));
     }
 
     #[test]

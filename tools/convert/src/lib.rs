@@ -3,9 +3,14 @@
 //! Nothing of this ends up in an app. The `niwaki` command is one user of it.
 
 pub mod build;
+pub mod calibrate;
 pub mod evaluate;
 pub mod export;
+pub mod float_rows;
 pub mod lower;
+pub mod memory;
 pub mod onnx;
+pub mod panels;
+pub mod plan;
 pub mod prune;
 pub mod quantize;

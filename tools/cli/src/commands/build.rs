@@ -2,32 +2,40 @@
 
 use super::error::CommandError;
 use super::model::EngineArgs;
-use super::prune::{Method, PruneAmount, prune_file};
+use super::prune::{Method, PruneAmount, Pruned, prune_file};
 use super::staging::{Scratch, Staging};
-use super::{print, print_json};
+use super::{plan, print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
-use niwaki_convert::build::{BuildError, Built, Weights, build, build_from};
+use niwaki_convert::build::{BuildError, Built, Weights, Wishes, build, build_from};
 use niwaki_convert::export::Export;
-use std::collections::BTreeMap;
+use niwaki_convert::memory::give_back_large_blocks;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Turn an exported model into one .niwaki file.
 ///
 /// Reads the export folder (model.onnx with its external data, config.json, tokenizer.json,
 /// generation_config.json, the chat template), lowers the graph, prunes it if asked to, quantizes float weights
-/// and packs everything. Weights that the export already holds quantized are kept exactly as they are.
+/// and packs everything. Weights that the export already holds quantized are kept exactly as they are. What its
+/// quantizer left in floats is left so, unless --weights or --embedding ask for something else.
+///
+/// The summary says of every kind of matrix how it is stored, and why.
 #[derive(Args)]
 pub(super) struct BuildArgs {
-    /// Folder that the exporter wrote.
+    /// Folder that the exporter wrote, or its .onnx file.
     #[arg(value_name = "EXPORT_DIR")]
     export: PathBuf,
     /// The bundle to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// How float weights are stored.
-    #[arg(long, value_enum, default_value_t = FloatWeights::Int4)]
-    weights: FloatWeights,
+    /// How float weights are stored; int4 if nothing is said, or as they are in an export that holds quantized ones.
+    #[arg(long, value_enum)]
+    weights: Option<FloatWeights>,
+    /// How a float embedding is stored; if nothing is said, as --weights says, or as it is in an export that holds
+    /// quantized weights.
+    #[arg(long, value_enum)]
+    embedding: Option<FloatWeights>,
     /// Prune the layers first, as `niwaki prune` does.
     #[arg(long, value_enum, value_name = "METHOD")]
     prune: Option<Method>,
@@ -51,24 +59,48 @@ enum FloatWeights {
     F32,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Summary<'a> {
+    #[serde(flatten)]
+    built: &'a Built,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pruned: Option<&'a Pruned>,
+    warnings: &'a [String],
+}
+
 pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
-    let weights = args.weights.into();
-    let built = match args.prune {
+    let wishes = Wishes {
+        weights: args.weights.map(Weights::from),
+        embedding: args.embedding.map(Weights::from),
+    };
+    let (built, pruned) = match args.prune {
         None if args.amount.is_given() => return Err(CommandError::AmountWithoutMethod),
-        None => write_bundle(&args.export, None, &args.output, weights)?,
+        None => (
+            write_bundle(&args.export, None, &args.output, wishes)?,
+            None,
+        ),
         Some(method) => {
             let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
-            let pruned = scratch.path().join("model.onnx");
+            let model = scratch.path().join("model.onnx");
             let engine = EngineArgs::default();
-            prune_file(&args.export, &pruned, method, &args.amount, &engine)?;
-            let options = BTreeMap::from([("prune".to_owned(), args.amount.describe(method))]);
-            stage(&args.export, &args.output, |output, progress| {
+            let pruned = prune_file(&args.export, &model, method, &args.amount, &engine)?;
+            let built = stage(&args.export, &args.output, |output, progress| {
                 let export = Export::open(&args.export)?;
-                build_from(&export, &pruned, output, weights, options, progress)
-            })?
+                build_from(
+                    &export,
+                    &model,
+                    output,
+                    wishes,
+                    pruned.provenance(),
+                    progress,
+                )
+            })?;
+            (built, Some(pruned))
         }
     };
-    print_built(&args.output, &built, args.json)
+    let warnings = plan::warnings(&built.plan, &wishes, &args.export, &args.output);
+    print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
 }
 
 /// Lowers, packs and writes one model, with progress on a terminal. Configuration and tokenizer come from
@@ -77,10 +109,10 @@ pub(super) fn write_bundle(
     model: &Path,
     companions: Option<&Path>,
     output: &Path,
-    weights: Weights,
+    wishes: impl Into<Wishes>,
 ) -> Result<Built, CommandError> {
     stage(model, output, |output, progress| {
-        build(model, companions, output, weights, progress)
+        build(model, companions, output, wishes, progress)
     })
 }
 
@@ -90,6 +122,7 @@ fn stage(
     output: &Path,
     build: impl FnOnce(&Path, &mut dyn FnMut(f64)) -> Result<Built, BuildError>,
 ) -> Result<Built, CommandError> {
+    give_back_large_blocks();
     let staging = Staging::new(output).map_err(CommandError::write(output))?;
     let progress = Progress::share("building");
     let built = build(&staging.path(), &mut |share| progress.at(share)).map_err(|source| {
@@ -103,19 +136,36 @@ fn stage(
 }
 
 /// Tells what was built.
-pub(super) fn print_built(output: &Path, built: &Built, json: bool) -> Result<(), CommandError> {
+pub(super) fn print_built(
+    output: &Path,
+    built: &Built,
+    pruned: Option<&Pruned>,
+    warnings: &[String],
+    json: bool,
+) -> Result<(), CommandError> {
     if json {
-        return print_json(built);
+        return print_json(&Summary {
+            built,
+            pruned,
+            warnings,
+        });
     }
     let mut text = format!(
-        "{}: {} parameters, {}, {}\n",
+        "{}: {} parameters, {}, {}\n\n{}",
         output.display(),
         terminal::count(built.parameters),
         built.weights,
-        terminal::bytes(built.size_bytes)
+        terminal::bytes(built.size_bytes),
+        plan::table(&built.plan)
     );
-    for note in &built.notes {
-        text.push_str(&format!("note: {note}\n"));
+    let pruned = pruned.map(ToString::to_string).unwrap_or_default();
+    let notes = built.notes.iter().map(|note| format!("note: {note}\n"));
+    let warnings = warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}\n"));
+    let rest: String = [pruned].into_iter().chain(notes).chain(warnings).collect();
+    if !rest.is_empty() {
+        text.push_str(&format!("\n{rest}"));
     }
     print(&text)
 }

@@ -112,8 +112,13 @@ pub(super) enum CommandError {
         source: Box<PruneError>,
     },
     /// How much to prune, and not whether.
-    #[error("--sparsity, --keep and --calibration say how to prune, and --prune METHOD is missing")]
+    #[error(
+        "--sparsity, --keep, --calibration and --calibration-tokens say how to prune, and --prune METHOD is missing"
+    )]
     AmountWithoutMethod,
+    /// A text that nothing is measured on.
+    #[error("pruning by magnitude measures on no text, and a calibration was given")]
+    UnusedCalibration,
     /// Wanda has nothing to measure with.
     #[error("pruning by wanda needs a text to measure on")]
     NoCalibration,
@@ -206,6 +211,15 @@ impl CommandError {
             } => "give a template with --template FILE, or continue a text with `niwaki run`",
             CommandError::NoCalibration => {
                 "give --calibration FILE, or prune by magnitude, which needs no text"
+            }
+            CommandError::UnusedCalibration => {
+                "leave out --calibration and --calibration-tokens, or prune by wanda"
+            }
+            CommandError::Quantize {
+                source: QuantizeError::NothingQuantized { .. },
+                ..
+            } => {
+                "--weights quantizes projections that the export left in floats, --embedding the embedding"
             }
             CommandError::NoBos { .. } => "choose --bos none",
             CommandError::WindowTooLong { .. } => "give a smaller --window",

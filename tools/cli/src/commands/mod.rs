@@ -11,6 +11,7 @@ mod inspect;
 mod logits;
 mod model;
 mod pack;
+mod plan;
 mod prompt_ids;
 mod prune;
 mod quantize;

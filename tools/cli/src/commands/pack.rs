@@ -32,5 +32,5 @@ pub(super) fn run(args: &PackArgs) -> Result<(), CommandError> {
         &args.output,
         Weights::AsStored,
     )?;
-    print_built(&args.output, &built, args.json)
+    print_built(&args.output, &built, None, &[], args.json)
 }

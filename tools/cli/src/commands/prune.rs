@@ -4,16 +4,17 @@ use super::error::CommandError;
 use super::eval::read_text;
 use super::model::{self, EngineArgs, Model};
 use super::staging::{Scratch, Staging};
-use super::{print, print_json};
+use super::{plan, print, print_json};
 use crate::terminal::{self, Progress, Table};
 use clap::{Args, ValueEnum};
+use niwaki_convert::calibrate::Calibration;
 use niwaki_convert::evaluate::{Beginnings, Cut, Subject, TokenStream, evaluate};
 use niwaki_convert::export::Export;
+use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
-use niwaki_convert::prune::{
-    Calibration, Pattern, PruneError, PruneOptions, PruneReport, prune_model,
-};
+use niwaki_convert::prune::{Pattern, PruneError, PruneOptions, PruneReport, prune_model};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub(super) enum Method {
 /// How much is pruned, and on which text importance is measured.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PruneAmount {
-    /// Share of the weights that become zero, 0 to 1; 0.5 if nothing is said.
+    /// Share of the weights that become zero, above 0 and below 1; 0.5 if nothing is said.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     sparsity: Option<f64>,
     /// Keep M of every N weights along the input instead, as in 2:4.
@@ -69,13 +70,17 @@ pub(super) struct PruneAmount {
     /// UTF-8 text like those the model will see: wanda measures on it.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Tokens of the calibration text that are used. Memory grows with them: one row of the model's width each.
-    #[arg(long, default_value = "8192", value_name = "N")]
-    calibration_tokens: NonZeroUsize,
+    /// Tokens of the calibration text that are used, 8192 if nothing is said. Memory grows with them: one row of the
+    /// model's width each.
+    #[arg(long, value_name = "N")]
+    calibration_tokens: Option<NonZeroUsize>,
 }
 
 /// Half of the weights.
 const DEFAULT_SPARSITY: f64 = 0.5;
+
+/// Tokens that wanda measures on.
+const DEFAULT_CALIBRATION_TOKENS: usize = 8192;
 
 /// Tokens that see each other in calibration and evaluation.
 const WINDOW_TOKENS: usize = 256;
@@ -103,8 +108,8 @@ impl FromStr for Kept {
 
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
-        _ => Err("give a number from 0 to below 1".to_owned()),
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err("give a number above 0 and below 1".to_owned()),
     }
 }
 
@@ -123,7 +128,16 @@ impl PruneAmount {
 
     /// Whether anything was said.
     pub(super) fn is_given(&self) -> bool {
-        self.sparsity.is_some() || self.keep.is_some() || self.calibration.is_some()
+        self.sparsity.is_some() || self.keep.is_some() || self.names_calibration()
+    }
+
+    fn names_calibration(&self) -> bool {
+        self.calibration.is_some() || self.calibration_tokens.is_some()
+    }
+
+    fn wanted_tokens(&self) -> usize {
+        self.calibration_tokens
+            .map_or(DEFAULT_CALIBRATION_TOKENS, NonZeroUsize::get)
     }
 
     fn pattern(&self) -> Pattern {
@@ -134,18 +148,39 @@ impl PruneAmount {
     }
 }
 
+/// What was pruned, and by which measure.
+#[derive(Serialize)]
+pub(super) struct Pruned {
+    /// Method and amount, as provenances tell it: `wanda 0.5`.
+    by: String,
+    weights: u64,
+    zeros: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<CalibrationUsed>,
+    #[serde(flatten)]
+    report: PruneReport,
+}
+
+/// What a method measured on.
+#[derive(Serialize)]
+struct CalibrationUsed {
+    text: PathBuf,
+    tokens: usize,
+    /// The text has fewer tokens than were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asked_for: Option<usize>,
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Summary<'a> {
     input: &'a Path,
     output: &'a Path,
     method: Method,
-    weights: u64,
-    zeros: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     perplexity: Option<Perplexities>,
     #[serde(flatten)]
-    report: &'a PruneReport,
+    pruned: &'a Pruned,
 }
 
 /// What pruning cost on a text.
@@ -156,14 +191,13 @@ struct Perplexities {
 }
 
 pub(super) fn run(args: &PruneArgs) -> Result<(), CommandError> {
-    let report = prune_file(
+    let pruned = prune_file(
         &args.input,
         &args.output,
         args.method,
         &args.amount,
         &args.engine,
     )?;
-    let (weights, zeros) = report.weights_and_zeros();
     let perplexity = match &args.text {
         None => None,
         Some(text) => Some(measure(args, text)?),
@@ -172,10 +206,8 @@ pub(super) fn run(args: &PruneArgs) -> Result<(), CommandError> {
         input: &args.input,
         output: &args.output,
         method: args.method,
-        weights,
-        zeros,
         perplexity,
-        report: &report,
+        pruned: &pruned,
     };
     if args.json {
         print_json(&summary)
@@ -192,7 +224,7 @@ pub(super) fn prune_file(
     method: Method,
     amount: &PruneAmount,
     engine: &EngineArgs,
-) -> Result<PruneReport, CommandError> {
+) -> Result<Pruned, CommandError> {
     let failed = |source: PruneError| CommandError::Prune {
         path: input.to_owned(),
         source: Box::new(source),
@@ -202,8 +234,12 @@ pub(super) fn prune_file(
         source: Box::new(source.into()),
     })?;
 
+    give_back_large_blocks();
     let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
     let sequences = match method {
+        Method::Magnitude if amount.names_calibration() => {
+            return Err(CommandError::UnusedCalibration);
+        }
         Method::Magnitude => None,
         Method::Wanda => Some(calibration_tokens(&export, input, amount)?),
     };
@@ -227,7 +263,8 @@ pub(super) fn prune_file(
     // The mapped input may be the file that the output replaces.
     drop((pruned, model));
     staging.publish().map_err(CommandError::write(output))?;
-    Ok(report)
+    let tokens = options.calibration.map(|calibration| calibration.tokens());
+    Ok(Pruned::new(report, method, amount, tokens))
 }
 
 /// The calibration text in windows.
@@ -252,7 +289,7 @@ fn calibration_tokens(
     let beginnings = Beginnings::of(&tokenizer).map_err(encode)?;
     let stream = TokenStream::encode(&text, &tokenizer, beginnings).map_err(encode)?;
     let context = export.facts().context_tokens.unwrap_or(WINDOW_TOKENS);
-    let mut left = amount.calibration_tokens.get();
+    let mut left = amount.wanted_tokens();
     let mut sequences = vec![];
     for window in stream.windows(&Cut::every(WINDOW_TOKENS.min(context))) {
         let mut inputs = window.inputs;
@@ -289,50 +326,112 @@ fn measure(args: &PruneArgs, text: &Path) -> Result<Perplexities, CommandError> 
         Ok(evaluation.perplexity().value)
     };
     let first = perplexity(&before)?;
-    let folder = args
-        .input
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let after = model::open_beside(&args.output, folder.unwrap_or(Path::new(".")), &args.engine)?;
+    let folder = match args.input.parent() {
+        _ if args.input.is_dir() => args.input.as_path(),
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let after = model::open_beside(&args.output, folder, &args.engine)?;
     Ok(Perplexities {
         before: first,
         after: perplexity(&after)?,
     })
 }
 
+impl Pruned {
+    fn new(
+        report: PruneReport,
+        method: Method,
+        amount: &PruneAmount,
+        tokens: Option<usize>,
+    ) -> Pruned {
+        let (weights, zeros) = report.weights_and_zeros();
+        let calibration = amount.calibration.clone().zip(tokens);
+        Pruned {
+            by: amount.describe(method),
+            weights,
+            zeros,
+            calibration: calibration.map(|(text, tokens)| CalibrationUsed {
+                text,
+                tokens,
+                asked_for: Some(amount.wanted_tokens()).filter(|asked| *asked > tokens),
+            }),
+            report,
+        }
+    }
+
+    /// For a bundle's provenance: what was really done.
+    pub(super) fn provenance(&self) -> BTreeMap<String, String> {
+        let (pruned, left) = (self.report.pruned.len(), self.report.left.len());
+        let prune = match left {
+            0 => self.by.clone(),
+            left => format!("{}, {pruned} of {} matrices", self.by, pruned + left),
+        };
+        let mut options = BTreeMap::from([("prune".to_owned(), prune)]);
+        if let Some(CalibrationUsed { text, tokens, .. }) = &self.calibration {
+            let name = text.file_name().unwrap_or_default().to_string_lossy();
+            options.insert(
+                "calibration".to_owned(),
+                format!("{tokens} tokens of {name}"),
+            );
+        }
+        options
+    }
+}
+
+impl fmt::Display for Pruned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "pruned {} of {} weights in {} matrices ({}) by {}",
+            terminal::count(self.zeros),
+            terminal::count(self.weights),
+            self.report.pruned.len(),
+            share_of(self.zeros, self.weights),
+            self.by,
+        )?;
+        if let Some(used) = &self.calibration {
+            write!(
+                f,
+                "measured on {} tokens of {}",
+                terminal::count(used.tokens as u64),
+                used.text.display()
+            )?;
+            if let Some(asked_for) = used.asked_for {
+                let asked_for = terminal::count(asked_for as u64);
+                write!(f, ": it has no more, {asked_for} were asked for")?;
+            }
+            writeln!(f)?;
+        }
+        write!(f, "{}", plan::left(&self.report.left))
+    }
+}
+
+fn share_of(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share =
-            |part: u64, whole: u64| format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64);
         let mut table = Table::new(["matrix", "shape", "zeros", "error"]);
-        for matrix in &self.report.pruned {
+        for matrix in &self.pruned.report.pruned {
             let weights = (matrix.rows * matrix.columns) as u64;
             table.row([
                 matrix.node.clone(),
                 format!("{} x {}", matrix.rows, matrix.columns),
-                share(matrix.zeros, weights),
+                share_of(matrix.zeros, weights),
                 format!("{:.3}", matrix.relative_error),
             ]);
         }
         writeln!(f, "{table}")?;
-        writeln!(
-            f,
-            "pruned {} of {} weights in {} matrices ({}): {}",
-            terminal::count(self.zeros),
-            terminal::count(self.weights),
-            self.report.pruned.len(),
-            share(self.zeros, self.weights),
-            self.output.display(),
-        )?;
+        writeln!(f, "{}", self.output.display())?;
+        write!(f, "{}", self.pruned)?;
         if let Some(Perplexities { before, after }) = self.perplexity {
             let change = terminal::percent_change(after, before);
             writeln!(
                 f,
                 "perplexity {before:.3} before, {after:.3} after: {change}"
             )?;
-        }
-        for left in &self.report.left {
-            writeln!(f, "left as it is: {}: {}", left.node, left.reason)?;
         }
         Ok(())
     }

@@ -2,11 +2,14 @@
 
 use super::error::CommandError;
 use super::staging::Staging;
-use super::{print, print_json};
+use super::{plan, print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
+use niwaki_convert::export::Export;
+use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
-use niwaki_convert::quantize::{Bits, QuantizeOptions, QuantizeReport, quantize_model};
+use niwaki_convert::plan::{Weights, Wishes};
+use niwaki_convert::quantize::{QuantizeOptions, QuantizeReport, quantize_model};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,7 +18,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Float matrices become blocks of 32 with one scale each, rounded to nearest and symmetric, in the standard
 /// operators com.microsoft MatMulNBits and GatherBlockQuantized: onnxruntime runs the result. Weights that
-/// are quantized already stay as they are.
+/// are quantized already stay as they are, and so do the floats beside them, unless --weights or --embedding ask
+/// for something else. A model in which nothing can be quantized is refused.
 #[derive(Args)]
 pub(super) struct QuantizeArgs {
     /// The model to read; its external data is found beside it.
@@ -24,9 +28,13 @@ pub(super) struct QuantizeArgs {
     /// The model to write.
     #[arg(short, long, value_name = "OUT.onnx")]
     output: PathBuf,
-    /// Bits of a weight.
-    #[arg(long, value_enum, default_value_t = Weights::Int4)]
-    weights: Weights,
+    /// Bits of a weight; int4 if nothing is said, or none in a model that holds quantized weights.
+    #[arg(long, value_enum)]
+    weights: Option<Integers>,
+    /// How a float embedding is stored; if nothing is said, as --weights says, or as it is in a model that holds
+    /// quantized weights.
+    #[arg(long, value_enum)]
+    embedding: Option<Embedding>,
     /// Print what was quantized as JSON.
     #[arg(long)]
     json: bool,
@@ -34,11 +42,41 @@ pub(super) struct QuantizeArgs {
 
 /// Quantized forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Weights {
+enum Integers {
     /// 4 bits.
     Int4,
     /// 8 bits.
     Int8,
+}
+
+/// Forms of an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Embedding {
+    /// 4 bits.
+    Int4,
+    /// 8 bits.
+    Int8,
+    /// Floats, as they are.
+    Float,
+}
+
+impl From<Integers> for Weights {
+    fn from(integers: Integers) -> Weights {
+        match integers {
+            Integers::Int4 => Weights::Int4,
+            Integers::Int8 => Weights::Int8,
+        }
+    }
+}
+
+impl From<Embedding> for Weights {
+    fn from(embedding: Embedding) -> Weights {
+        match embedding {
+            Embedding::Int4 => Weights::Int4,
+            Embedding::Int8 => Weights::Int8,
+            Embedding::Float => Weights::AsStored,
+        }
+    }
 }
 
 /// What `--json` prints.
@@ -49,6 +87,7 @@ struct Summary<'a> {
     size_bytes: u64,
     #[serde(flatten)]
     report: &'a QuantizeReport,
+    warnings: Vec<String>,
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
@@ -56,14 +95,24 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
         path: args.input.clone(),
         source,
     };
-    let progress = Progress::open_ended("quantizing");
+    give_back_large_blocks();
+    let progress = Progress::share("quantizing");
     let model = OnnxModel::open(&args.input).map_err(|error| failed(error.into()))?;
     let staging = Staging::new(&args.output).map_err(CommandError::write(&args.output))?;
-    let options = QuantizeOptions::new(match args.weights {
-        Weights::Int4 => Bits::Four,
-        Weights::Int8 => Bits::Eight,
-    });
-    let (quantized, report) = quantize_model(&model, &options).map_err(failed)?;
+    let wishes = Wishes {
+        weights: args.weights.map(Weights::from),
+        embedding: args.embedding.map(Weights::from),
+    };
+    let options = QuantizeOptions {
+        wishes,
+        // A configuration helps to tell what matrices are for; what is wrong with it is no reason not to quantize.
+        facts: Export::open(&args.input)
+            .map(|export| export.facts())
+            .unwrap_or_default(),
+        ..QuantizeOptions::default()
+    };
+    let (quantized, report) =
+        quantize_model(&model, &options, &mut |share| progress.at(share)).map_err(failed)?;
     write_model(&quantized, &staging.path(), WeightLocation::Automatic)
         .map_err(|error| failed(error.into()))?;
     let size_bytes = staging
@@ -80,6 +129,7 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
         input: &args.input,
         output: &args.output,
         size_bytes,
+        warnings: plan::warnings(&report.plan, &wishes, &args.input, &args.output),
         report: &report,
     };
     if args.json {
@@ -91,21 +141,20 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let QuantizeReport { quantized, left } = self.report;
-        let weights: usize = quantized
-            .iter()
-            .map(|matrix| matrix.rows * matrix.columns)
-            .sum();
+        let QuantizeReport { plan, left, .. } = self.report;
+        let (matrices, weights) = plan.quantized();
         writeln!(
             f,
-            "quantized {} weights in {} matrices: {}, {}",
-            terminal::count(weights as u64),
-            quantized.len(),
+            "quantized {} weights in {} matrices: {}, {}\n",
+            terminal::count(weights),
+            matrices,
             self.output.display(),
             terminal::bytes(self.size_bytes)
         )?;
-        for left in left {
-            writeln!(f, "left as it is: {}: {}", left.node, left.reason)?;
+        writeln!(f, "{}", plan::table(plan))?;
+        write!(f, "{}", plan::left(left))?;
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
         }
         Ok(())
     }

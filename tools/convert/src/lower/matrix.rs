@@ -143,6 +143,9 @@ impl MatrixSource {
         {
             return false;
         }
+        if self.is(other) {
+            return true;
+        }
         let same = |row: usize, col: usize| {
             self.value(row, col).to_bits() == other.value(row, col).to_bits()
         };
@@ -277,6 +280,42 @@ impl MatrixSource {
         }
     }
 
+    /// Says that these rows are not needed for a while: what of the file holds them and nothing else leaves memory.
+    pub(super) fn release(&self, range: Range<usize>) {
+        // Rows that were picked lie anywhere, but all of them are all there is.
+        let whole = range == (0..self.rows());
+        let part = (!whole && self.row_picks.is_none()).then_some(range);
+        if !whole && part.is_none() {
+            return;
+        }
+        match &self.content {
+            Content::Real(values) => values.release(part),
+            Content::Quantized { codes, zero, scale } => {
+                codes.release(part.clone());
+                if part.is_none() {
+                    scale.release(None);
+                    match zero {
+                        Zero::Constant(_) => {}
+                        Zero::Codes(codes) => codes.release(None),
+                        Zero::Real(values) => values.release(None),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether both are the same part of the same file.
+    fn is(&self, other: &MatrixSource) -> bool {
+        let same_content = match (&self.content, &other.content) {
+            (Content::Real(mine), Content::Real(theirs)) => mine.is(theirs),
+            _ => false,
+        };
+        same_content
+            && (self.rows, self.cols) == (other.rows, other.cols)
+            && self.row_picks == other.row_picks
+            && self.row_factors == other.row_factors
+    }
+
     fn stored_row(&self, row: usize) -> usize {
         self.row_picks.as_ref().map_or(row, |picks| picks[row])
     }
@@ -369,7 +408,9 @@ impl MatrixSource {
         let (Content::Quantized { codes, zero, scale }, Element::Int4 | Element::Int8) =
             (&self.content, format.element)
         else {
-            return RowsOut::Real(self.read_values(range));
+            let mut values = vec![0.0; range.len() * self.cols];
+            self.read_floats(range, &mut values);
+            return RowsOut::Real(values);
         };
         // The packed format counts codes as signed; unsigned ones move down by half their range.
         let shift = match (codes.signed(), codes.bits()) {
@@ -402,14 +443,13 @@ impl MatrixSource {
         }
     }
 
-    /// Rows `range` as numbers.
-    fn read_values(&self, range: Range<usize>) -> Vec<f32> {
-        let mut out = vec![0.0; range.len() * self.cols];
+    /// Rows `range` as numbers, row-major, into `out`, which has as many.
+    pub fn read_floats(&self, range: Range<usize>, out: &mut [f32]) {
         match &self.content {
             // A transposed matrix is read down its columns, which lie in a row in the file.
             Content::Real(values) if values.is_transposed() => {
                 let from: Vec<usize> = range.clone().map(|row| self.stored_row(row)).collect();
-                values.read_transposed(&from, self.cols, &mut out);
+                values.read_transposed(&from, self.cols, out);
                 if let Some(factors) = &self.row_factors {
                     for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
                         out.iter_mut().for_each(|value| *value *= factors[row]);
@@ -422,7 +462,6 @@ impl MatrixSource {
                 }
             }
         }
-        out
     }
 }
 

@@ -1,6 +1,8 @@
 //! The constants of a lowered graph: matrices as the export stores them, and vectors.
 
 use super::matrix::{MatrixSource, RowsOut};
+use crate::float_rows::FloatRows;
+use crate::onnx::OnnxError;
 use niwaki_bundle::RowOrigin;
 use niwaki_bundle::graph::{MatrixId, VectorId};
 use niwaki_kernels::MatrixFormat;
@@ -63,6 +65,48 @@ impl Matrix {
                 return source.read_row(row - first, out);
             }
             first += source.rows();
+        }
+    }
+}
+
+impl FloatRows for Matrix {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn columns(&self) -> usize {
+        self.cols()
+    }
+
+    fn read(&self, range: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), OnnxError> {
+        let mut rest = out;
+        let mut first = 0;
+        for source in &self.stack {
+            let last = first + source.rows();
+            let (start, end) = (range.start.max(first), range.end.min(last));
+            if start < end {
+                let (part, after) = rest.split_at_mut((end - start) * source.cols());
+                source.read_floats(start - first..end - first, part);
+                rest = after;
+            }
+            first = last;
+        }
+        Ok(())
+    }
+
+    fn release(&self, range: std::ops::Range<usize>) {
+        let mut first = 0;
+        for source in &self.stack {
+            let last = first + source.rows();
+            let (start, end) = (range.start.max(first), range.end.min(last));
+            if start < end {
+                source.release(start - first..end - first);
+            }
+            first = last;
         }
     }
 }

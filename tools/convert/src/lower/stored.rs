@@ -1,11 +1,12 @@
 //! Numbers as an export stores them: floats and small integers over the bytes of a file, addressed as a matrix.
 
-use crate::onnx::{DataType, TensorView};
+use crate::onnx::{DataType, TensorView, release};
 use bytes::Bytes;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Where element (row, column) of a grid lies: every `row_block` rows and `col_block` columns share one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Grid {
     pub(super) row_stride: usize,
     pub(super) col_stride: usize,
@@ -70,12 +71,22 @@ pub(super) struct Reals {
     grid: Grid,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RealKind {
     F16,
     Bf16,
     F32,
     F64,
+}
+
+impl RealKind {
+    fn bytes(self) -> usize {
+        match self {
+            RealKind::F16 | RealKind::Bf16 => 2,
+            RealKind::F32 => 4,
+            RealKind::F64 => 8,
+        }
+    }
 }
 
 impl Reals {
@@ -107,6 +118,18 @@ impl Reals {
     /// One `f32` for all places.
     pub(super) fn single(bytes: Bytes) -> Reals {
         Reals::of_f32(bytes, Grid::scalar())
+    }
+
+    /// Gives back the memory of some rows, or of all.
+    pub(super) fn release(&self, rows: Option<Range<usize>>) {
+        release_rows(&self.bytes, self.grid, 8 * self.kind.bytes(), rows);
+    }
+
+    /// Whether both are the same numbers of the same file.
+    pub(super) fn is(&self, other: &Reals) -> bool {
+        self.bytes.as_ptr() == other.bytes.as_ptr()
+            && self.bytes.len() == other.bytes.len()
+            && (self.kind, self.grid) == (other.kind, other.grid)
     }
 
     pub(super) fn is_f16(&self) -> bool {
@@ -164,11 +187,7 @@ impl Reals {
 
     /// Consecutive numbers from the `first` on.
     fn read_at(&self, first: usize, out: &mut [f32]) {
-        let size = match self.kind {
-            RealKind::F16 | RealKind::Bf16 => 2,
-            RealKind::F32 => 4,
-            RealKind::F64 => 8,
-        };
+        let size = self.kind.bytes();
         let bytes = &self.bytes[first * size..(first + out.len()) * size];
         match self.kind {
             RealKind::F16 => {
@@ -245,6 +264,11 @@ impl Codes {
         Codes::new(&view.data, bits, signed, grid, rows, cols)
     }
 
+    /// Gives back the memory of some rows, or of all.
+    pub(super) fn release(&self, rows: Option<Range<usize>>) {
+        release_rows(&self.bytes, self.grid, self.bits as usize, rows);
+    }
+
     pub(super) fn bits(&self) -> u32 {
         self.bits
     }
@@ -312,6 +336,17 @@ impl Codes {
         } else {
             code as i32
         }
+    }
+}
+
+/// Gives back the memory of some rows, which does something where they lie in a row in the file, or of all.
+fn release_rows(bytes: &[u8], grid: Grid, bits: usize, rows: Option<Range<usize>>) {
+    let Some(rows) = rows else {
+        return release(bytes);
+    };
+    if grid.is_row_major() {
+        let at = |row: usize| grid.at(row, 0).saturating_mul(bits) / 8;
+        release(bytes.get(at(rows.start)..at(rows.end)).unwrap_or_default());
     }
 }
 

@@ -6,8 +6,10 @@ use half::{bf16, f16};
 
 use super::{
     DataType, OnnxError, OnnxModel, TensorView,
+    map::release,
     proto::{GraphProto, NodeProto},
 };
+use crate::float_rows::FloatRows;
 
 /// Longer chains of casts and transposes than any exporter writes.
 const MAX_CHAIN: usize = 64;
@@ -152,14 +154,6 @@ impl ChannelRows {
         }
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.matrix.stored.dims[self.channel_axis]
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        self.matrix.stored.dims[1 - self.channel_axis]
-    }
-
     /// Where the stored tensor holds the weight from input channel `column` to output channel `row`.
     pub(crate) fn stored_index(&self, row: usize, column: usize) -> usize {
         if self.channel_axis == 0 {
@@ -169,11 +163,32 @@ impl ChannelRows {
         }
     }
 
-    /// Rows `range`, row-major, into `out`.
-    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), OnnxError> {
+    /// What of the file it is: equal for two that are the same tensor, read in the same way.
+    pub(crate) fn identity(&self) -> (String, usize, u32, Vec<DataType>) {
+        (
+            self.matrix.value.clone(),
+            self.channel_axis,
+            self.factor.to_bits(),
+            self.matrix.casts.clone(),
+        )
+    }
+}
+
+impl FloatRows for ChannelRows {
+    fn name(&self) -> &str {
+        self.matrix.name()
+    }
+
+    fn rows(&self) -> usize {
+        self.matrix.stored.dims[self.channel_axis]
+    }
+
+    fn columns(&self) -> usize {
+        self.matrix.stored.dims[1 - self.channel_axis]
+    }
+
+    fn read(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), OnnxError> {
         let (rows, columns) = (self.rows(), self.columns());
-        out.clear();
-        out.resize(range.len() * columns, 0.0);
         if self.channel_axis == 0 {
             self.matrix
                 .stored
@@ -205,5 +220,16 @@ impl ChannelRows {
             out.iter_mut().for_each(|value| *value *= self.factor);
         }
         Ok(())
+    }
+
+    fn release(&self, range: Range<usize>) {
+        let data = &self.matrix.stored.data;
+        if range == (0..self.rows()) {
+            release(data);
+        } else if self.channel_axis == 0 {
+            let row_bytes = data.len() / self.rows().max(1);
+            let rows = range.start * row_bytes..range.end * row_bytes;
+            release(data.get(rows).unwrap_or_default());
+        }
     }
 }

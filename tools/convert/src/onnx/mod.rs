@@ -5,7 +5,7 @@
 //! - `constant_matrix`: the constant matrix behind a node's input, read row by row
 //! - `order`, `functions`: sorted nodes, and model-local functions inlined
 //! - `evaluate`: one node on given values, through tract
-//! - `write`: a model back to disk
+//! - `write`: a model back to disk; `spool`: tensors that are made meanwhile
 
 mod constant_matrix;
 mod error;
@@ -21,6 +21,7 @@ mod order;
 pub mod proto;
 #[cfg(test)]
 pub(crate) mod small_models;
+mod spool;
 mod tensor;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -30,9 +31,10 @@ mod write;
 pub(crate) use constant_matrix::{ChannelRows, Matrix, Producers};
 pub use error::OnnxError;
 pub use evaluate::evaluate_node;
-pub use map::map_file;
+pub use map::{map_file, release, release_all};
 pub use model::OnnxModel;
 pub use order::{sorted_nodes, used_names};
 pub use proto::tensor_proto::DataType;
+pub(crate) use spool::Spool;
 pub use tensor::{TensorView, element_bits};
 pub use write::{WeightLocation, write_model};

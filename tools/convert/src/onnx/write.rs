@@ -3,12 +3,15 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{self, BufWriter, Write as _},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{self, WireType},
+};
 use tempfile::NamedTempFile;
 
 use super::{
@@ -17,12 +20,15 @@ use super::{
         AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
         tensor_proto::DataLocation,
     },
+    spool::write_and_release,
 };
 
 /// External tensors begin at multiples of this, so that readers can map each by itself.
 const ALIGNMENT: u64 = 4096;
 /// Tensors smaller than this stay in the model file: shapes and scalars are wanted without opening the data file.
 const SMALLEST_EXTERNAL_BYTES: usize = 1024;
+/// Bytes that are gathered before the system is asked to write them.
+const WRITE_BUFFER_BYTES: usize = 1 << 20;
 /// What protobuf itself allows for one message.
 const PROTOBUF_LIMIT_BYTES: usize = i32::MAX as usize;
 
@@ -65,11 +71,10 @@ pub fn write_model(
         WeightLocation::External => true,
     };
     let mut data_file = external.then(|| DataFile::create(path)).transpose()?;
-    let proto = ModelProto {
-        graph: Some(placed_graph(model, model.graph(), data_file.as_mut())?),
-        ..shallow_copy(model.proto())
-    };
-    if proto.encoded_len() > PROTOBUF_LIMIT_BYTES {
+    let mut graph = placed_graph(model, model.graph(), data_file.as_mut())?;
+    let initializers = std::mem::take(&mut graph.initializer);
+    let encoded = Encoded::new(shallow_copy(model.proto()), graph, initializers);
+    if encoded.len() > PROTOBUF_LIMIT_BYTES {
         return Err(OnnxError::Model(
             "it exceeds the 2 GB that one ONNX file can hold; write its weights as external data"
                 .to_owned(),
@@ -78,7 +83,121 @@ pub fn write_model(
     if let Some(data_file) = data_file {
         data_file.finish()?;
     }
-    replace_file(path, |file| file.write_all(&proto.encode_to_vec()))
+    replace_file(path, |file| encoded.write(file))
+}
+
+/// A model's message, ready to be written without being in memory twice: all but the initializers is encoded. Fields are
+/// written in the order of their numbers, as other writers do.
+struct Encoded {
+    /// The model's fields before and after its graph.
+    model: [Vec<u8>; 2],
+    /// The graph's fields before and after its initializers.
+    graph: [Vec<u8>; 2],
+    initializers: Vec<TensorProto>,
+}
+
+/// Numbers of fields in onnx.proto.
+const MODEL_GRAPH: u32 = 7;
+const GRAPH_INITIALIZER: u32 = 5;
+const TENSOR_RAW_DATA: u32 = 9;
+
+impl Encoded {
+    fn new(model: ModelProto, mut graph: GraphProto, initializers: Vec<TensorProto>) -> Encoded {
+        let before_graph = ModelProto {
+            ir_version: model.ir_version,
+            producer_name: model.producer_name.clone(),
+            producer_version: model.producer_version.clone(),
+            domain: model.domain.clone(),
+            model_version: model.model_version,
+            doc_string: model.doc_string.clone(),
+            ..ModelProto::default()
+        };
+        let after_graph = ModelProto {
+            ir_version: None,
+            producer_name: None,
+            producer_version: None,
+            domain: None,
+            model_version: None,
+            doc_string: None,
+            ..model
+        };
+        let before_initializers = GraphProto {
+            node: std::mem::take(&mut graph.node),
+            name: graph.name.take(),
+            ..GraphProto::default()
+        };
+        Encoded {
+            model: [before_graph, after_graph].map(|part| part.encode_to_vec()),
+            graph: [before_initializers, graph].map(|part| part.encode_to_vec()),
+            initializers,
+        }
+    }
+
+    fn graph_len(&self) -> usize {
+        let tensors = self.initializers.iter();
+        let fields =
+            tensors.map(|tensor| encoding::message::encoded_len(GRAPH_INITIALIZER, tensor));
+        self.graph.iter().map(Vec::len).sum::<usize>() + fields.sum::<usize>()
+    }
+
+    fn len(&self) -> usize {
+        let graph_len = self.graph_len();
+        let start = field_start(MODEL_GRAPH, graph_len).len();
+        self.model.iter().map(Vec::len).sum::<usize>() + start + graph_len
+    }
+
+    fn write(&self, file: &mut File) -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
+        file.write_all(&self.model[0])?;
+        file.write_all(&field_start(MODEL_GRAPH, self.graph_len()))?;
+        file.write_all(&self.graph[0])?;
+        for tensor in &self.initializers {
+            write_initializer(tensor, &mut file)?;
+        }
+        file.write_all(&self.graph[1])?;
+        file.write_all(&self.model[1])?;
+        file.flush()
+    }
+}
+
+fn write_initializer(tensor: &TensorProto, file: &mut impl Write) -> io::Result<()> {
+    file.write_all(&field_start(GRAPH_INITIALIZER, tensor.encoded_len()))?;
+    let Some(data) = &tensor.raw_data else {
+        return file.write_all(&tensor.encode_to_vec());
+    };
+    // What comes after the data has higher numbers.
+    let before = TensorProto {
+        dims: tensor.dims.clone(),
+        data_type: tensor.data_type,
+        segment: tensor.segment,
+        float_data: tensor.float_data.clone(),
+        int32_data: tensor.int32_data.clone(),
+        string_data: tensor.string_data.clone(),
+        int64_data: tensor.int64_data.clone(),
+        name: tensor.name.clone(),
+        ..TensorProto::default()
+    };
+    let after = TensorProto {
+        external_data: tensor.external_data.clone(),
+        data_location: tensor.data_location,
+        double_data: tensor.double_data.clone(),
+        uint64_data: tensor.uint64_data.clone(),
+        doc_string: tensor.doc_string.clone(),
+        metadata_props: tensor.metadata_props.clone(),
+        ..TensorProto::default()
+    };
+    file.write_all(&before.encode_to_vec())?;
+    file.write_all(&field_start(TENSOR_RAW_DATA, data.len()))?;
+    write_and_release(data, file)?;
+    file.write_all(&after.encode_to_vec())
+}
+
+/// What stands before the content of a field: its number and its length.
+fn field_start(number: u32, length: usize) -> Vec<u8> {
+    let mut start = vec![];
+    encoding::encode_key(number, WireType::LengthDelimited, &mut start);
+    encoding::encode_varint(length as u64, &mut start);
+    start
 }
 
 /// The message without its graph.
@@ -221,7 +340,8 @@ impl DataFile {
         let offset = self.length.next_multiple_of(ALIGNMENT);
         let padding = vec![0; (offset - self.length) as usize];
         let write = |file: &mut BufWriter<NamedTempFile>| {
-            file.write_all(&padding).and_then(|()| file.write_all(data))
+            file.write_all(&padding)?;
+            write_and_release(data, file)
         };
         write(&mut self.file).map_err(|source| OnnxError::Write {
             path: self.path.clone(),

@@ -1,13 +1,13 @@
 //! Pruning an ONNX model's weights: the least important of each layer become zero, ONNX to ONNX.
 //!
 //! - `selection`: which weights go
-//! - `calibrate`: how strongly each input of each layer is driven, measured on a text by the engine itself, layer by
-//!   layer: a layer sees what the pruned layers before it compute
+//! - `measure`: how strongly each input of each layer is driven, on a text ([`calibrate`](crate::calibrate)): a layer sees
+//!   what the pruned layers before it compute
 //! - `rewrite`: zeros in the stored tensors
 //!
 //! The projections inside the decoder's layers are pruned; embeddings and the output head are not.
 
-mod calibrate;
+mod measure;
 mod rewrite;
 mod selection;
 #[cfg(test)]
@@ -16,31 +16,21 @@ mod tests;
 
 pub use selection::Pattern;
 
+use crate::calibrate::{CalibrateError, Calibration};
 use crate::lower::{LowerError, ModelFacts};
-use crate::onnx::{OnnxError, OnnxModel};
-use niwaki_bundle::write::WriteError;
+use crate::memory::give_back_freed;
+use crate::onnx::{OnnxError, OnnxModel, release_all};
+use crate::plan::LeftNode;
 use serde::Serialize;
-use std::path::Path;
 
 /// What to prune, and by which measure of importance.
 #[derive(Clone, Debug)]
 pub struct PruneOptions<'a> {
     /// How the pruned weights lie.
     pub pattern: Pattern,
-    /// Without calibration a weight counts by its magnitude, compared within its matrix (Han et al., 2015).
+    /// With a text a weight counts by its magnitude times the norm of the input it meets, compared within its output
+    /// channel (Wanda: Sun et al., 2024); without, by its magnitude, compared within its matrix (Han et al., 2015).
     pub calibration: Option<Calibration<'a>>,
-}
-
-/// What Wanda (Sun et al., 2024) needs: a weight counts by its magnitude times the norm of the input it meets, compared
-/// within its output channel.
-#[derive(Clone, Debug)]
-pub struct Calibration<'a> {
-    /// Token sequences that do not see each other, none empty.
-    pub sequences: &'a [Vec<u32>],
-    /// A folder for one layer's bundle at a time.
-    pub scratch: &'a Path,
-    /// Threads that compute; 0 takes the number of fast cores.
-    pub threads: usize,
 }
 
 /// What was done to a model.
@@ -79,15 +69,6 @@ pub struct PrunedMatrix {
     pub relative_error: f64,
 }
 
-/// One node that kept its weights.
-#[derive(Clone, Debug, Serialize)]
-pub struct LeftNode {
-    /// The node.
-    pub node: String,
-    /// Why it was left.
-    pub reason: &'static str,
-}
-
 /// Why a model could not be pruned.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -99,11 +80,14 @@ pub enum PruneError {
     #[error("its layers cannot be told apart")]
     Lower(#[from] LowerError),
     /// A share that is none.
-    #[error("a sparsity of {0} is not possible; give a share from 0 to below 1")]
+    #[error("a sparsity of {0} is not possible; give a share above 0 and below 1")]
     Sparsity(f64),
-    /// Nothing to measure with.
-    #[error("the calibration text has no tokens; give a longer one")]
-    NoTokens,
+    /// No weight would have become zero.
+    #[error("nothing can be pruned: {reason}")]
+    NothingPruned {
+        /// Why.
+        reason: String,
+    },
     /// A weight is NaN or infinite.
     #[error("weights {matrix:?}: row {row} holds a value that is not finite; the export is broken")]
     NotFinite {
@@ -112,15 +96,9 @@ pub enum PruneError {
         /// The row: the output channel.
         row: usize,
     },
-    /// A layer's bundle could not be written.
-    #[error("a layer cannot be written for calibration")]
-    Pack(#[from] WriteError),
-    /// A layer's bundle could not be opened.
-    #[error("a layer cannot be opened for calibration")]
-    Open(#[from] niwaki::OpenError),
-    /// A layer does not run.
-    #[error("a layer does not run on the calibration text")]
-    Session(#[from] niwaki::SessionError),
+    /// Nothing could be measured.
+    #[error("the weights' importance cannot be measured")]
+    Calibrate(#[from] CalibrateError),
     /// The pruned weights could not be kept on disk.
     #[error("pruned weights cannot be written to a temporary file")]
     Spool(#[source] std::io::Error),
@@ -129,27 +107,31 @@ pub enum PruneError {
 /// Prunes the projections inside a decoder's layers. `progress` is told the share that is done.
 ///
 /// Tensors keep their names, shapes and types. Weights that the export holds quantized already are left as they are, and
-/// so are those that embeddings or the output head use as well.
+/// so are those that embeddings or the output head use as well; the report names them.
 ///
 /// # Errors
-/// When the model does not lower, a weight cannot be read or is not finite, or a layer does not run.
+/// When the model does not lower, a weight cannot be read or is not finite, a layer does not run, or no weight at all
+/// would have become zero.
 pub fn prune_model(
     model: &OnnxModel,
     facts: &ModelFacts,
     options: &PruneOptions<'_>,
-    progress: &mut dyn FnMut(f64),
+    progress: &mut (dyn FnMut(f64) + Send),
 ) -> Result<(OnnxModel, PruneReport), PruneError> {
     let sparsity = options.pattern.sparsity();
-    if !(0.0..1.0).contains(&sparsity) {
+    // Not a number is no share either.
+    if !(sparsity > 0.0 && sparsity < 1.0) {
         return Err(PruneError::Sparsity(sparsity));
     }
     let mut inlined = model.derive(model.proto().clone())?;
     inlined.inline_functions()?;
     let lowered = crate::lower::lower(&inlined, facts, crate::lower::Rounding::Niwaki)?;
-    let layers = calibrate::Layers::of(&lowered);
-    let measured = match &options.calibration {
-        None => layers.unmeasured(),
-        Some(calibration) => layers.measure(calibration, options.pattern, progress)?,
+    release_all();
+    give_back_freed();
+    let projections = measure::Projections::of(&lowered);
+    let importances = match options.calibration {
+        None => projections.by_magnitude(),
+        Some(calibration) => projections.measure(calibration, options.pattern, progress)?,
     };
-    rewrite::rewrite(&inlined, &measured, options.pattern)
+    rewrite::rewrite(&inlined, &importances, options.pattern)
 }

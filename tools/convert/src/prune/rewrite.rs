@@ -1,15 +1,16 @@
 //! Zeros in the stored tensors.
 
-use super::calibrate::{Measured, Projections};
+use super::measure::{Importance, Importances};
 use super::selection::{Pattern, scores, select};
-use super::{LeftNode, PruneError, PruneReport, PrunedMatrix};
+use super::{PruneError, PruneReport, PrunedMatrix};
+use crate::float_rows::FloatRows;
 use crate::onnx::{
-    ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers, map_file,
+    ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers, Spool,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto},
 };
+use crate::plan::LeftNode;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
-use std::io::{BufWriter, Write};
 
 /// Rows that are in memory as floats at a time where they are compared row by row.
 const PANEL_ROWS: usize = 256;
@@ -18,12 +19,12 @@ const PANEL_ROWS: usize = 256;
 struct Product<'a> {
     node: &'a NodeProto,
     rows: ChannelRows,
-    measured: &'a Measured,
+    norms: Option<&'a [f32]>,
 }
 
 pub(super) fn rewrite(
     model: &OnnxModel,
-    projections: &Projections,
+    importances: &Importances,
     pattern: Pattern,
 ) -> Result<(OnnxModel, PruneReport), PruneError> {
     let graph = model.graph();
@@ -34,46 +35,83 @@ pub(super) fn rewrite(
     for node in &graph.node {
         match (
             constant_matrix(model, &producers, node)?,
-            projections.get(node.name_or_output()),
+            importances.get(node.name_or_output()),
         ) {
-            (Some(rows), Some(measured)) => products.push(Product {
+            (Some(rows), Some(Importance::Magnitude)) => products.push(Product {
                 node,
                 rows,
-                measured,
+                norms: None,
             }),
+            (Some(rows), Some(Importance::Driven(norms))) if norms.len() == rows.columns() => {
+                products.push(Product {
+                    node,
+                    rows,
+                    norms: Some(norms),
+                });
+            }
+            (Some(_), Some(Importance::Driven(_) | Importance::Unknown)) => {
+                report.left.push(LeftNode {
+                    node: node.label(),
+                    reason: "what it is multiplied with was not measured".to_owned(),
+                });
+            }
             (Some(rows), None) => {
                 needed_whole.insert(rows.matrix.value().to_owned());
             }
             (None, Some(_)) => report.left.push(LeftNode {
                 node: node.label(),
-                reason: "its weights are not plain floats: prune before quantizing",
+                reason: "its weights are not plain floats: prune before quantizing".to_owned(),
             }),
             (None, None) => {}
         }
     }
-    let mut spool = Spool::new()?;
+    let mut spool = Spool::new().map_err(PruneError::Spool)?;
+    let mut taken = 0;
     let mut written: HashMap<String, Tensor> = HashMap::new();
     for product in &products {
         let name = product.rows.matrix.value();
         if needed_whole.contains(name) {
             report.left.push(LeftNode {
                 node: product.node.label(),
-                reason: "an embedding or the output head has the same weights",
+                reason: "an embedding or the output head has the same weights".to_owned(),
             });
             continue;
         }
         if !written.contains_key(name) {
-            let (tensor, pruned) = prune(product, pattern, &mut spool)?;
+            let (tensor, pruned, count) = prune(product, pattern, &mut spool)?;
+            taken += count;
             written.insert(name.to_owned(), tensor);
             report.pruned.push(pruned);
         }
     }
-    let data = spool.finish()?;
+    if taken == 0 {
+        return Err(nothing(&report, pattern));
+    }
+    let data = spool.finish().map_err(PruneError::Spool)?;
     let proto = ModelProto {
         graph: Some(with_tensors(graph, &written, &data)),
         ..model.proto().clone()
     };
     Ok((model.derive(proto)?, report))
+}
+
+/// Why no weight became zero.
+fn nothing(report: &PruneReport, pattern: Pattern) -> PruneError {
+    let reason = match (report.pruned.is_empty(), report.left.first()) {
+        (false, _) => format!(
+            "a sparsity of {} is less than one weight of what is compared",
+            pattern.sparsity()
+        ),
+        (true, Some(left)) => {
+            let others = match report.left.len() - 1 {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            format!("{}{others}: {}", left.node, left.reason)
+        }
+        (true, None) => "there are no projections inside its layers".to_owned(),
+    };
+    PruneError::NothingPruned { reason }
 }
 
 /// The matrix of a node that multiplies by a constant one, or looks up its rows.
@@ -103,20 +141,16 @@ struct Tensor {
     range: std::ops::Range<usize>,
 }
 
+/// The pruned tensor, what was done, and how many weights were taken.
 fn prune(
     product: &Product<'_>,
     pattern: Pattern,
     spool: &mut Spool,
-) -> Result<(Tensor, PrunedMatrix), PruneError> {
-    let Product {
-        node,
-        rows,
-        measured,
-    } = product;
+) -> Result<(Tensor, PrunedMatrix, usize), PruneError> {
+    let Product { node, rows, norms } = product;
     let (count, columns) = (rows.rows(), rows.columns());
-    let norms = measured.norms().filter(|norms| norms.len() == columns);
     // Wanda compares within a row. Magnitudes are compared within the matrix; groups lie within rows anyway.
-    let panel_rows = match (&norms, pattern) {
+    let panel_rows = match (norms, pattern) {
         (None, Pattern::Unstructured(_)) => count.max(1),
         _ => PANEL_ROWS,
     };
@@ -129,9 +163,12 @@ fn prune(
     let element_bytes = stored.data.len() / (count * columns).max(1);
     let mut data = stored.data.to_vec();
     let mut values = vec![];
-    let (mut zeros, mut power, mut lost) = (0u64, 0.0f64, 0.0f64);
+    let (mut taken, mut zeros) = (0usize, 0u64);
+    let (mut power, mut lost) = (0.0f64, 0.0f64);
     for first in (0..count).step_by(panel_rows) {
         let panel = first..(first + panel_rows).min(count);
+        values.clear();
+        values.resize(panel.len() * columns, 0.0);
         rows.read(panel, &mut values)?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(PruneError::NotFinite {
@@ -139,7 +176,7 @@ fn prune(
                 row: first + at / columns.max(1),
             });
         }
-        let scores = scores(&values, columns, norms.as_deref());
+        let scores = scores(&values, columns, *norms);
         for (index, scores) in scores.chunks(group.max(1)).enumerate() {
             select(scores, columns, pattern, |at| {
                 let at = index * group + at;
@@ -147,6 +184,7 @@ fn prune(
                 data[to..to + element_bytes].fill(0);
                 lost += f64::from(values[at]).powi(2);
                 values[at] = 0.0;
+                taken += 1;
             });
         }
         power += values
@@ -155,10 +193,11 @@ fn prune(
             .sum::<f64>();
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
+    rows.release(0..count);
     let tensor = Tensor {
         data_type: stored.data_type,
         dims: stored.dims.iter().map(|dim| *dim as i64).collect(),
-        range: spool.append(&data)?,
+        range: spool.append(&data).map_err(PruneError::Spool)?,
     };
     let total = power + lost;
     Ok((
@@ -174,6 +213,7 @@ fn prune(
                 0.0
             },
         },
+        taken,
     ))
 }
 
@@ -205,36 +245,4 @@ fn with_tensors(graph: &GraphProto, written: &HashMap<String, Tensor>, data: &By
         }
     }
     graph
-}
-
-/// Pruned tensors on disk, so that memory does not have to hold them all.
-struct Spool {
-    file: BufWriter<tempfile::NamedTempFile>,
-    length: usize,
-}
-
-impl Spool {
-    fn new() -> Result<Spool, PruneError> {
-        let file = tempfile::NamedTempFile::new().map_err(PruneError::Spool)?;
-        Ok(Spool {
-            file: BufWriter::new(file),
-            length: 0,
-        })
-    }
-
-    fn append(&mut self, data: &[u8]) -> Result<std::ops::Range<usize>, PruneError> {
-        self.file.write_all(data).map_err(PruneError::Spool)?;
-        let start = self.length;
-        self.length += data.len();
-        Ok(start..self.length)
-    }
-
-    /// Everything that was appended; the file goes when nobody holds it any more.
-    fn finish(self) -> Result<Bytes, PruneError> {
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|error| PruneError::Spool(error.into_error()))?;
-        map_file(file.path()).map_err(PruneError::Spool)
-    }
 }

@@ -1,7 +1,8 @@
 //! Pruning of the demo model: where the zeros are, and what calibration sees.
 
-use super::calibrate::Layers;
-use super::{Calibration, Pattern, PruneError, PruneOptions, PruneReport, prune_model};
+use super::measure::{Importance, Projections};
+use super::{Pattern, PruneError, PruneOptions, PruneReport, prune_model};
+use crate::calibrate::{CalibrateError, Calibration, Follow, Pass, Replacements, SquareSums};
 use crate::export::Export;
 use crate::lower::{Lowered, Rounding, lower};
 use crate::onnx::OnnxModel;
@@ -107,28 +108,7 @@ fn two_of_every_four_weights_along_the_input_stay() {
 }
 
 #[test]
-fn nothing_pruned_means_the_same_file_content() {
-    let sequences = sequences();
-    let (after, report) = prune(Pattern::Unstructured(0.0), Some(&sequences));
-    let (before, _) = demo();
-    for tensor in &before.graph().initializer {
-        assert_eq!(
-            before.view(tensor).unwrap().data,
-            after.tensor(tensor.name()).unwrap().unwrap().data
-        );
-    }
-    assert!(
-        report
-            .pruned
-            .iter()
-            .all(|matrix| matrix.relative_error == 0.0)
-    );
-}
-
-#[test]
-fn layer_by_layer_sees_what_one_pass_over_the_whole_model_sees() {
-    let (model, _) = demo();
-    let lowered = lowered(&model);
+fn each_projection_is_pruned_by_what_the_pruned_model_before_it_computes() {
     let sequences = sequences();
     let scratch = tempfile::tempdir().unwrap();
     let calibration = Calibration {
@@ -136,18 +116,37 @@ fn layer_by_layer_sees_what_one_pass_over_the_whole_model_sees() {
         scratch: scratch.path(),
         threads: 1,
     };
-    for sparsity in [0.0, 0.5] {
-        let measure = |layers: Layers<'_>| {
-            let pattern = Pattern::Unstructured(sparsity);
-            layers.measure(&calibration, pattern, &mut |_| ()).unwrap()
-        };
-        let layers = Layers::of(&lowered);
-        assert!(
-            layers.cuts() >= lowered.graph.layers.len(),
-            "a cut before each layer"
-        );
-        assert_eq!(measure(layers), measure(Layers::of(&lowered).uncut()));
-    }
+    let pattern = Pattern::Unstructured(0.5);
+    let (before, _) = demo();
+    let dense = lowered(&before);
+    let importances = Projections::of(&dense)
+        .measure(calibration, pattern, &mut |_| ())
+        .unwrap();
+    let (after, _) = prune(pattern, Some(&sequences));
+    let pruned = lowered(&after);
+    let matrices = Projections::of(&pruned).matrices();
+    let pass = Pass {
+        lowered: &pruned,
+        calibration,
+        matrices: &matrices,
+        follow: Follow::Original,
+    };
+    let mut found = 0;
+    pass.run(
+        |input| Ok::<_, CalibrateError>(SquareSums::new(input.columns)),
+        |seen| {
+            for (input, sums) in seen {
+                for origin in Projections::of(&pruned).names(input.matrix) {
+                    assert_eq!(importances[origin], Importance::Driven(sums.norms()));
+                    found += 1;
+                }
+            }
+            Ok(Replacements::new())
+        },
+        &mut |_| (),
+    )
+    .unwrap();
+    assert_eq!(found, 7 * dense.graph.layers.len());
 }
 
 #[test]
@@ -158,7 +157,7 @@ fn what_cannot_be_pruned_is_refused_or_named() {
         calibration,
     };
     let prune = |options| prune_model(&model, &export.facts(), &options, &mut |_| ());
-    for sparsity in [1.0, -0.1, f64::NAN] {
+    for sparsity in [1.0, 0.0, -0.1, f64::NAN] {
         let refused = prune(with(Pattern::Unstructured(sparsity), None)).unwrap_err();
         assert!(matches!(refused, PruneError::Sparsity(_)), "{sparsity}");
     }
@@ -168,16 +167,31 @@ fn what_cannot_be_pruned_is_refused_or_named() {
         threads: 1,
     };
     let refused = prune(with(Pattern::TWO_OF_FOUR, Some(nothing))).unwrap_err();
-    assert!(matches!(refused, PruneError::NoTokens));
+    assert!(matches!(
+        refused,
+        PruneError::Calibrate(CalibrateError::NoTokens)
+    ));
 
-    let (quantized, _) = quantize_model(&model, &QuantizeOptions::new(Bits::Eight)).unwrap();
-    let options = with(Pattern::Unstructured(0.5), None);
-    let (_, report) = prune_model(&quantized, &export.facts(), &options, &mut |_| ()).unwrap();
-    assert!(report.pruned.is_empty());
+    let (quantized, _) =
+        quantize_model(&model, &QuantizeOptions::new(Bits::Eight), &mut |_| ()).unwrap();
+    let (sequences, scratch) = (sequences(), tempfile::tempdir().unwrap());
+    for calibration in [None, Some(&sequences)] {
+        let calibration = calibration.map(|sequences| Calibration {
+            sequences,
+            scratch: scratch.path(),
+            threads: 1,
+        });
+        let options = with(Pattern::Unstructured(0.5), calibration);
+        let refused = prune_model(&quantized, &export.facts(), &options, &mut |_| ()).unwrap_err();
+        assert!(matches!(refused, PruneError::NothingPruned { .. }));
+        let said = refused.to_string();
+        assert!(said.contains("prune before quantizing"), "{said}");
+    }
+    // One of every matrix's rows would have to have two thousand columns.
+    let options = with(Pattern::Unstructured(1e-9), None);
+    let refused = prune_model(&model, &export.facts(), &options, &mut |_| ()).unwrap_err();
     assert!(
-        report
-            .left
-            .iter()
-            .any(|left| left.reason.contains("prune before quantizing"))
+        refused.to_string().contains("less than one weight"),
+        "{refused}"
     );
 }

@@ -5,26 +5,29 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::{
-    BLOCK, Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, ScaleGrid,
-    WeightRows, quantize_model, rtn::quantize_rows,
+    BLOCK, Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
+    ScaleGrid, Target, quantize_model, rtn::RoundToNearest,
 };
+use crate::float_rows::Floats;
 use crate::onnx::{
     DataType, OnnxModel,
-    proto::{NodeProto, TensorProto},
+    proto::{GraphProto, NodeProto, TensorProto},
     small_models::*,
 };
+use crate::plan::{MatrixKind, Reason, Weights, Wishes};
 
-fn rows(columns: usize, values: &[f32]) -> WeightRows<'_> {
-    WeightRows {
-        name: "w",
-        first_row: 0,
-        columns,
-        values,
-    }
+fn quantize_rows(
+    columns: usize,
+    values: &[f32],
+    bits: Bits,
+    grid: ScaleGrid,
+) -> Result<QuantizedRows, QuantizeError> {
+    let weights = Floats::new("w", columns, values.to_vec());
+    RoundToNearest.quantize(&weights, None, Target { bits, grid })
 }
 
 fn quantize(values: &[f32], bits: Bits) -> QuantizedRows {
-    quantize_rows(&rows(values.len(), values), bits, ScaleGrid::F16).unwrap()
+    quantize_rows(values.len(), values, bits, ScaleGrid::F16).unwrap()
 }
 
 /// Numbers without a pattern, about normally distributed.
@@ -86,7 +89,7 @@ fn a_short_last_block_has_a_scale_of_its_own() {
     let values: Vec<f32> = (0..2 * 40)
         .map(|index| if index % 40 < 32 { 1.0 } else { 100.0 })
         .collect();
-    let quantized = quantize_rows(&rows(40, &values), Bits::Eight, ScaleGrid::F16).unwrap();
+    let quantized = quantize_rows(40, &values, Bits::Eight, ScaleGrid::F16).unwrap();
     assert_eq!((quantized.scales.len(), quantized.integers.len()), (4, 80));
     assert!(quantized.integers.iter().all(|&integer| integer == 127));
 }
@@ -96,7 +99,7 @@ fn weights_that_no_scale_reaches_are_refused() {
     let refusal = |value: f32| {
         let mut values = [0.0; 64];
         values[40] = value;
-        quantize_rows(&rows(32, &values), Bits::Four, ScaleGrid::F16).unwrap_err()
+        quantize_rows(32, &values, Bits::Four, ScaleGrid::F16).unwrap_err()
     };
     assert!(matches!(
         refusal(f32::NAN),
@@ -124,7 +127,7 @@ proptest! {
         brain in any::<bool>(),
     ) {
         let (bits, grid) = (if eight { Bits::Eight } else { Bits::Four }, if brain { ScaleGrid::Bf16 } else { ScaleGrid::F16 });
-        let quantized = quantize_rows(&rows(values.len(), &values), bits, grid).unwrap();
+        let quantized = quantize_rows(values.len(), &values, bits, grid).unwrap();
         for (index, (&value, &integer)) in values.iter().zip(&quantized.integers).enumerate() {
             let scale = quantized.scales[index / BLOCK];
             prop_assert_eq!(f16::from_f32(scale).to_f32(), scale, "the scale is not an f16");
@@ -143,7 +146,7 @@ fn options(bits: Bits) -> QuantizeOptions {
 }
 
 fn run(model: &OnnxModel, bits: Bits) -> (OnnxModel, QuantizeReport) {
-    quantize_model(model, &options(bits)).unwrap()
+    quantize_model(model, &options(bits), &mut |_| ()).unwrap()
 }
 
 fn operators(model: &OnnxModel) -> Vec<&str> {
@@ -441,70 +444,178 @@ fn a_table_of_ragged_rows_is_stored_for_each_use() {
     assert_close(&decoded(&quantized, lookup, 128, 72), &table, Bits::Four);
 }
 
-/// The reasons why nodes of a model were left; none of it may have been quantized.
-fn reasons(inputs: &[&str], initializers: Vec<TensorProto>, nodes: Vec<NodeProto>) -> Vec<String> {
-    let original = model(graph(inputs, initializers, nodes, &["y"]));
-    let (quantized, report) = run(&original, Bits::Four);
-    assert_eq!(operators(&quantized), operators(&original));
-    assert!(report.quantized.is_empty());
-    report.left.into_iter().map(|left| left.reason).collect()
+/// What is said of a model in which nothing can be quantized.
+fn refusal(inputs: &[&str], initializers: Vec<TensorProto>, nodes: Vec<NodeProto>) -> String {
+    let model = model(graph(inputs, initializers, nodes, &["y"]));
+    let refused = quantize_model(&model, &options(Bits::Four), &mut |_| ()).unwrap_err();
+    assert!(matches!(refused, QuantizeError::NothingQuantized { .. }));
+    refused.to_string()
 }
 
 #[test]
-fn what_is_sensitive_or_small_is_left_and_said() {
+fn a_model_in_which_all_is_sensitive_or_small_is_refused_with_the_reason() {
     let table = || vec![float_tensor("table", &[128, 64], &noise(128 * 64, 7))];
     let by_position = vec![node("Gather", &["table", "position_ids"], &["y"])];
-    assert!(reasons(&["position_ids"], table(), by_position)[0].contains("positions"));
+    assert!(refusal(&["position_ids"], table(), by_position).contains("positions"));
     let by_computed = vec![
         node("Abs", &["x"], &["i"]),
         node("Gather", &["table", "i"], &["y"]),
     ];
-    assert!(reasons(&["x"], table(), by_computed)[0].contains("positions"));
+    assert!(refusal(&["x"], table(), by_computed).contains("positions"));
     let narrow = vec![float_tensor("w", &[2, 64], &noise(128, 8))];
-    assert!(
-        reasons(&["x"], narrow, vec![node("MatMul", &["x", "w"], &["y"])])[0].contains("shorter")
-    );
+    assert!(refusal(&["x"], narrow, vec![node("MatMul", &["x", "w"], &["y"])]).contains("shorter"));
     let turned = with_attributes(
         node("Gemm", &["x", "table"], &["y"]),
         vec![int("transA", 1)],
     );
-    assert!(reasons(&["x"], table(), vec![turned])[0].contains("transposed"));
+    assert!(refusal(&["x"], table(), vec![turned]).contains("transposed"));
 }
 
 #[test]
-fn products_without_constant_weights_are_no_concern() {
-    assert!(
-        reasons(
-            &["x", "w"],
-            vec![],
-            vec![node("MatMul", &["x", "w"], &["y"])]
-        )
-        .is_empty()
+fn a_model_without_matrices_that_could_be_quantized_is_refused_with_the_reason() {
+    let product = |a: &str, b: &str| vec![node("MatMul", &[a, b], &["y"])];
+    assert!(refusal(&["x", "w"], vec![], product("x", "w")).contains("no matrices of floats"));
+    let weights = || float_tensor("w", &[64, 64], &noise(64 * 64, 7));
+    assert!(refusal(&["x"], vec![weights()], product("w", "x")).contains("left factor"));
+    let cube = float_tensor("w", &[2, 64, 64], &noise(2 * 64 * 64, 7));
+    assert!(refusal(&["x"], vec![cube], product("x", "w")).contains("3 dimensions"));
+    let doubles = raw_tensor("w", DataType::Double, &[64, 64], vec![0; 64 * 64 * 8]);
+    assert!(refusal(&["x"], vec![doubles], product("x", "w")).contains("float64"));
+    let conv = vec![node("Conv", &["x", "w"], &["y"])];
+    assert!(refusal(&["x"], vec![weights()], conv).contains("Conv is not quantized"));
+    let body = GraphProto {
+        node: product("x", "w"),
+        ..GraphProto::default()
+    };
+    let branches = with_attributes(
+        node("If", &["condition"], &["y"]),
+        vec![graph_attribute("then_branch", body)],
     );
-    let left_factor = vec![float_tensor("w", &[64, 64], &noise(64 * 64, 7))];
-    assert!(
-        reasons(
-            &["x"],
-            left_factor,
-            vec![node("MatMul", &["w", "x"], &["y"])]
-        )
-        .is_empty()
-    );
+    assert!(refusal(&["x"], vec![weights()], vec![branches]).contains("body of an If"));
+    // A constant of a few numbers is no weight.
+    let few = float_tensor("w", &[2, 8], &noise(16, 7));
+    let conv = vec![node("Conv", &["x", "w"], &["y"])];
+    assert!(refusal(&["x"], vec![few], conv).contains("no matrices of floats"));
 }
 
 #[test]
-fn a_quantized_model_is_left_as_it_is() {
+fn nodes_that_are_left_beside_quantized_ones_are_named() {
+    let nodes = vec![
+        node("MatMul", &["x", "w"], &["h"]),
+        node("Conv", &["h", "kernel"], &["y"]),
+    ];
+    let weights = ["w", "kernel"].map(|name| float_tensor(name, &[64, 64], &noise(64 * 64, 7)));
+    let model = model(graph(&["x"], weights.to_vec(), nodes, &["y"]));
+    let (_, report) = run(&model, Bits::Four);
+    assert_eq!(report.quantized.len(), 1);
+    assert_eq!(report.left.len(), 1, "{:?}", report.left);
+    assert!(report.left[0].node.starts_with("Conv"), "{:?}", report.left);
+}
+
+#[test]
+fn a_quantized_model_is_refused_and_two_runs_give_the_same() {
     let (_, model) = tied(64, 128);
     let (once, _) = run(&model, Bits::Four);
-    let (twice, report) = run(&once, Bits::Eight);
-    assert_eq!(once.proto(), twice.proto());
-    assert!(report.quantized.is_empty());
+    let refused = quantize_model(&once, &options(Bits::Eight), &mut |_| ()).unwrap_err();
+    assert!(
+        refused.to_string().contains("quantized already"),
+        "{refused}"
+    );
     let (again, _) = run(&model, Bits::Four);
     assert_eq!(
         once.proto().encode_to_vec(),
         again.proto().encode_to_vec(),
         "two runs differ"
     );
+}
+
+/// A quantized product between a float embedding and a float head.
+fn half_quantized() -> OnnxModel {
+    let weights = float_tensor("w", &[64, 64], &noise(64 * 64, 7));
+    let product = vec![node("MatMul", &["x", "w"], &["h"])];
+    let (once, _) = run(
+        &model(graph(&["x"], vec![weights], product, &["h"])),
+        Bits::Four,
+    );
+    let quantized = once.graph();
+    let mut nodes = vec![node("Gather", &["table", "input_ids"], &["x"])];
+    nodes.extend(quantized.node.iter().cloned());
+    nodes.push(node("MatMul", &["h", "head"], &["y"]));
+    let mut weights = quantized.initializer.clone();
+    weights.push(float_tensor("table", &[128, 64], &noise(128 * 64, 8)));
+    weights.push(float_tensor("head", &[64, 128], &noise(64 * 128, 9)));
+    model(graph(&["input_ids"], weights, nodes, &["y"]))
+}
+
+#[test]
+fn floats_beside_quantized_matrices_stay_unless_they_are_asked_for() {
+    let model = half_quantized();
+    let with = |wishes: Wishes| {
+        let options = QuantizeOptions {
+            wishes,
+            ..QuantizeOptions::default()
+        };
+        quantize_model(&model, &options, &mut |_| ())
+    };
+    let refused = with(Wishes::default()).unwrap_err().to_string();
+    assert!(
+        refused.contains("left in floats by the export"),
+        "{refused}"
+    );
+
+    let (after, report) = with(Weights::Int8.into()).unwrap();
+    assert_eq!(operators(&after), ["Gather", "MatMulNBits", "MatMulNBits"]);
+    let plan: Vec<_> = report
+        .plan
+        .matrices
+        .iter()
+        .map(|matrix| (matrix.kind, matrix.method, matrix.reason.clone()))
+        .collect();
+    assert_eq!(
+        plan,
+        [
+            (MatrixKind::Embedding, "kept", Reason::LeftByTheExport),
+            (MatrixKind::Head, "RTN", Reason::Float),
+            (MatrixKind::Other, "kept", Reason::Quantized),
+        ]
+    );
+    let (after, _) = with(Wishes {
+        weights: None,
+        embedding: Some(Weights::Int8),
+    })
+    .unwrap();
+    assert_eq!(
+        operators(&after),
+        ["GatherBlockQuantized", "MatMulNBits", "MatMul"]
+    );
+}
+
+#[test]
+fn weights_that_would_all_become_zero_are_refused() {
+    let tiny: Vec<f32> = noise(64 * 64, 3)
+        .iter()
+        .map(|weight| weight * 1e-9)
+        .collect();
+    for bits in [Bits::Four, Bits::Eight] {
+        let refused = quantize_rows(64, &tiny, bits, ScaleGrid::F16).unwrap_err();
+        assert!(
+            matches!(refused, QuantizeError::TooSmall { .. }),
+            "{refused}"
+        );
+    }
+    let zeros = quantize_rows(64, &[0.0; 64 * 64], Bits::Four, ScaleGrid::F16).unwrap();
+    assert!(zeros.scales.iter().all(|scale| *scale == 0.0));
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let weights = noise(1000 * 70, 4);
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap()
+            .install(|| quantize_rows(70, &weights, Bits::Four, ScaleGrid::F16).unwrap())
+    };
+    assert_eq!(on(1), on(3));
 }
 
 #[test]
@@ -514,7 +625,7 @@ fn the_accuracy_level_is_written_when_asked_for() {
         accuracy_level: 4,
         ..options(Bits::Four)
     };
-    let (quantized, _) = quantize_model(&model, &options).unwrap();
+    let (quantized, _) = quantize_model(&model, &options, &mut |_| ()).unwrap();
     assert_eq!(
         find(&quantized, "MatMulNBits").int("accuracy_level"),
         Some(4)
@@ -531,7 +642,7 @@ fn broken_weights_are_an_error_that_names_them() {
         vec![node("MatMul", &["x", "w"], &["y"])],
         &["y"],
     ));
-    let error = quantize_model(&model, &options(Bits::Four))
+    let error = quantize_model(&model, &options(Bits::Four), &mut |_| ())
         .unwrap_err()
         .to_string();
     assert!(

@@ -1,0 +1,71 @@
+//! The plan of a bundle: what happens to the matrices of a lowered graph, and the format of each.
+
+use super::pack::Stored;
+use crate::lower::{Lowered, Matrix};
+use crate::plan::{
+    Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
+};
+use crate::quantize::Bits;
+use niwaki_kernels::{Element, MatrixFormat};
+use rayon::prelude::*;
+
+/// Decides of every matrix, in the order of their ids.
+pub(super) fn plan(
+    lowered: &Lowered,
+    wishes: &Wishes,
+    method: &'static str,
+) -> (Plan, Vec<Stored>) {
+    let kinds = kinds(&lowered.graph);
+    let matrices = &lowered.parts.matrices;
+    let beside = matrices.iter().any(Matrix::is_quantized);
+    let decided: Vec<(PlannedMatrix, Stored)> = matrices
+        .par_iter()
+        .enumerate()
+        .map(|(id, matrix)| {
+            let kind = kinds.get(&id).copied().unwrap_or(MatrixKind::Other);
+            let (fate, reason) = decide(kind, matrix.is_quantized(), beside, wishes);
+            planned(matrix, kind, fate, reason, method)
+        })
+        .collect();
+    let (matrices, stored) = decided.into_iter().unzip();
+    (Plan { matrices }, stored)
+}
+
+fn planned(
+    matrix: &Matrix,
+    kind: MatrixKind,
+    fate: Fate,
+    reason: Reason,
+    quantizer: &'static str,
+) -> (PlannedMatrix, Stored) {
+    let (format, method, reason) = match fate {
+        Fate::Quantize(Bits::Four) => (MatrixFormat::INT4, quantizer, reason),
+        Fate::Quantize(Bits::Eight) => (MatrixFormat::INT8, quantizer, reason),
+        Fate::Float(FloatType::F16) => (MatrixFormat::F16, "converted", reason),
+        Fate::Float(FloatType::F32) => (MatrixFormat::F32, "converted", reason),
+        Fate::Keep => match matrix.exact_format() {
+            (format, Some(why)) => (format, "expanded", Reason::NotInBlocks(why)),
+            (format, None) => (format, "kept", reason),
+        },
+    };
+    let planned = PlannedMatrix {
+        name: matrix.name.clone(),
+        kind,
+        rows: matrix.rows(),
+        columns: matrix.cols(),
+        fate,
+        format: format_name(&format),
+        method,
+        reason,
+    };
+    (planned, Stored { fate, format })
+}
+
+fn format_name(format: &MatrixFormat) -> String {
+    match format.element {
+        Element::F32 => "f32".to_owned(),
+        Element::F16 => "f16".to_owned(),
+        Element::Int8 => format!("int8, block {}", format.block),
+        Element::Int4 => format!("int4, block {}", format.block),
+    }
+}

@@ -1,0 +1,122 @@
+//! A matrix as the plan says, in the order that the kernels read.
+
+use super::BuildError;
+use crate::float_rows::FloatRows;
+use crate::lower::{Matrix, RowsOut};
+use crate::panels::each_panel;
+use crate::plan::Fate;
+use crate::quantize::{Quantizer, ScaleGrid, Target};
+use niwaki_bundle::write::BundleWriter;
+use niwaki_kernels::{Element, LayoutError, MatrixFormat, pack};
+use std::ops::Range;
+
+/// What of the plan concerns one matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) fate: Fate,
+    pub(super) format: MatrixFormat,
+}
+
+/// Writes a matrix; `progress` hears of the rows that are done.
+pub(super) fn write_matrix(
+    writer: &mut BundleWriter,
+    matrix: &Matrix,
+    Stored { fate, format }: Stored,
+    quantizer: &dyn Quantizer,
+    progress: &mut dyn FnMut(usize),
+) -> Result<(), BuildError> {
+    let (rows, columns) = (matrix.rows(), matrix.cols());
+    let mut output = writer
+        .begin_matrix(matrix.name.clone(), format, rows, columns)?
+        .with_origins(matrix.origins.clone());
+    let layout = |source| BuildError::Layout {
+        name: matrix.name.clone(),
+        source,
+    };
+    let write = |bytes: Vec<u8>| Ok(output.write(&bytes)?);
+    match fate {
+        Fate::Quantize(bits) => {
+            let target = Target {
+                bits,
+                grid: ScaleGrid::F16,
+            };
+            let quantized = quantizer.quantize(matrix, None, target)?;
+            let pack = |panel: Range<usize>| {
+                let (integers, scales) = quantized.rows(panel.clone(), columns);
+                pack::pack_int(format, panel.len(), columns, integers, scales, None).map_err(layout)
+            };
+            each_panel(rows, pack, write, progress)?;
+        }
+        Fate::Float(_) | Fate::Keep => {
+            let pack = |panel| pack_rows(matrix, panel, format, layout);
+            each_panel(rows, pack, write, progress)?;
+        }
+    }
+    output.finish()?;
+    matrix.release(0..rows);
+    Ok(())
+}
+
+/// Rows as they are, or as floats.
+fn pack_rows(
+    matrix: &Matrix,
+    panel: Range<usize>,
+    format: MatrixFormat,
+    layout: impl Fn(LayoutError) -> BuildError,
+) -> Result<Vec<u8>, BuildError> {
+    let (count, columns) = (panel.len(), matrix.cols());
+    if format.is_quantized() {
+        let Integers {
+            codes,
+            scales,
+            zero_points,
+        } = integers(matrix, panel.clone(), &format);
+        matrix.release(panel);
+        let zero_points = format.zero_points.then_some(zero_points.as_slice());
+        return pack::pack_int(format, count, columns, &codes, &scales, zero_points)
+            .map_err(layout);
+    }
+    let mut values = vec![0.0; count * columns];
+    matrix
+        .read(panel.clone(), &mut values)
+        .map_err(BuildError::Onnx)?;
+    matrix.release(panel.clone());
+    if format.element == Element::F16
+        && let Some(at) = values
+            .iter()
+            .position(|value| !half::f16::from_f32(*value).is_finite())
+    {
+        return Err(BuildError::TooLargeForHalf {
+            name: matrix.name.clone(),
+            row: panel.start + at / columns.max(1),
+            value: values[at],
+        });
+    }
+    pack::pack_float(format, count, columns, &values).map_err(layout)
+}
+
+/// Rows of a matrix that the export holds quantized.
+#[derive(Default)]
+struct Integers {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    zero_points: Vec<i8>,
+}
+
+/// Rows in the format that the export holds them in, which all sources of a matrix share.
+fn integers(matrix: &Matrix, panel: Range<usize>, format: &MatrixFormat) -> Integers {
+    let mut joined = Integers::default();
+    for piece in matrix.read_rows(panel, format) {
+        if let RowsOut::Quantized {
+            codes,
+            scales,
+            zero_points,
+        } = piece
+        {
+            joined.codes.extend(codes);
+            joined.scales.extend(scales);
+            joined.zero_points.extend(zero_points.unwrap_or_default());
+        }
+    }
+    joined
+}

@@ -1,0 +1,118 @@
+//! What happens to which matrix, decided before any is read.
+//!
+//! - `kind`: what a matrix is for
+//! - `wishes`: what is asked for
+//! - `fate`: the rules: what becomes of a matrix, and why
+//! - `lines`: the plan as people read it
+//!
+//! `niwaki build` and `niwaki quantize` make a plan by the same rules, print it, and do what it says.
+
+mod fate;
+mod kind;
+mod lines;
+mod wishes;
+
+pub use fate::{Fate, FloatType, Reason, decide};
+pub use kind::{MatrixKind, kinds, kinds_by_node};
+pub use lines::PlanLine;
+pub use wishes::{Weights, Wishes};
+
+use crate::quantize::Bits;
+use serde::Serialize;
+
+/// What happens to every matrix of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Plan {
+    /// The matrices, in the order of the model.
+    pub matrices: Vec<PlannedMatrix>,
+}
+
+/// What happens to one matrix.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedMatrix {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub kind: MatrixKind,
+    /// Output channels, or ids of a table.
+    pub rows: usize,
+    /// Input channels.
+    pub columns: usize,
+    /// What becomes of it.
+    #[serde(skip)]
+    pub fate: Fate,
+    /// How it is stored then, for people: `int4, block 32`.
+    pub format: String,
+    /// By which method: the quantizer's name, `kept`, `converted`.
+    pub method: &'static str,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A node of an ONNX model that kept its weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftNode {
+    /// The node.
+    pub node: String,
+    /// Why it was left.
+    pub reason: String,
+}
+
+impl PlannedMatrix {
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        self.rows as u64 * self.columns as u64
+    }
+}
+
+impl Plan {
+    /// Whether matrices become integers of this width.
+    pub fn quantizes_to(&self, bits: Bits) -> bool {
+        self.matrices
+            .iter()
+            .any(|matrix| matrix.fate == Fate::Quantize(bits))
+    }
+
+    /// How many matrices become integers, and how many weights they have.
+    pub fn quantized(&self) -> (usize, u64) {
+        let matrices = self.matrices.iter();
+        let quantized = matrices.filter(|matrix| matches!(matrix.fate, Fate::Quantize(_)));
+        quantized.fold((0, 0), |(count, weights), matrix| {
+            (count + 1, weights + matrix.weights())
+        })
+    }
+
+    /// Whether any matrix becomes integers.
+    pub fn quantizes(&self) -> bool {
+        self.quantizes_to(Bits::Four) || self.quantizes_to(Bits::Eight)
+    }
+
+    /// Whether any matrix becomes something else than what the export stores.
+    pub fn changes_anything(&self) -> bool {
+        self.matrices.iter().any(|matrix| matrix.fate != Fate::Keep)
+    }
+
+    /// Whether an embedding becomes something else than what the export stores.
+    pub fn changes_tables(&self) -> bool {
+        self.matrices
+            .iter()
+            .any(|matrix| matrix.fate != Fate::Keep && matrix.kind.is_embedding())
+    }
+
+    /// Whether an embedding of floats stays because the export quantized other matrices.
+    pub fn leaves_tables(&self) -> bool {
+        self.leaves(MatrixKind::is_embedding)
+    }
+
+    /// Whether a projection of floats stays because the export quantized other matrices.
+    pub fn leaves_projections(&self) -> bool {
+        self.leaves(|kind| !kind.is_table())
+    }
+
+    fn leaves(&self, of: impl Fn(MatrixKind) -> bool) -> bool {
+        self.matrices
+            .iter()
+            .any(|matrix| matrix.reason == Reason::LeftByTheExport && of(matrix.kind))
+    }
+}

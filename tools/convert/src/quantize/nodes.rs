@@ -1,0 +1,122 @@
+//! The nodes that take the place of products and lookups.
+
+use super::store::{QuantizedTensors, Store};
+use super::{BLOCK, Bits, QuantizeError};
+use crate::float_rows::FloatRows;
+use crate::onnx::{
+    ChannelRows, DataType,
+    proto::{AttributeProto, NodeProto, attribute_proto::AttributeType},
+};
+
+/// What new nodes say of themselves.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    pub(super) bits: Bits,
+    /// The `accuracy_level` of `MatMulNBits`.
+    pub(super) accuracy_level: i64,
+}
+
+fn int_attribute(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
+pub(super) fn product_nodes(
+    store: &mut Store,
+    node: &NodeProto,
+    rows: &ChannelRows,
+    tensors: &QuantizedTensors,
+    bias: Option<&str>,
+    form: Form,
+) -> Vec<NodeProto> {
+    let mut attribute = vec![
+        int_attribute("K", rows.columns() as i64),
+        int_attribute("N", rows.rows() as i64),
+        int_attribute("bits", form.bits.count() as i64),
+        int_attribute("block_size", BLOCK as i64),
+    ];
+    if form.accuracy_level != 0 {
+        attribute.push(int_attribute("accuracy_level", form.accuracy_level));
+    }
+    let output = node.output.first().cloned().unwrap_or_default();
+    let product = bias.map_or_else(
+        || output.clone(),
+        |_| store.unused_name(&format!("{output}_without_bias")),
+    );
+    let mut nodes = vec![NodeProto {
+        input: vec![
+            node.input[0].clone(),
+            tensors.integers.name.clone(),
+            tensors.scales.name.clone(),
+        ],
+        output: vec![product.clone()],
+        name: node.name.clone(),
+        op_type: Some("MatMulNBits".to_owned()),
+        domain: Some("com.microsoft".to_owned()),
+        attribute,
+        metadata_props: node.metadata_props.clone(),
+        ..NodeProto::default()
+    }];
+    nodes.extend(bias.map(|bias| NodeProto {
+        input: vec![product, bias.to_owned()],
+        output: vec![output],
+        name: Some(format!("{}/bias", node.name())),
+        op_type: Some("Add".to_owned()),
+        ..NodeProto::default()
+    }));
+    nodes
+}
+
+pub(super) fn lookup_nodes(
+    store: &mut Store,
+    node: &NodeProto,
+    rows: &ChannelRows,
+    tensors: &QuantizedTensors,
+    Form { bits, .. }: Form,
+) -> Result<Vec<NodeProto>, QuantizeError> {
+    let dims = vec![
+        rows.rows() as i64,
+        (rows.columns() * bits.count() / 8) as i64,
+    ];
+    let mut nodes = Vec::new();
+    let mut data = tensors.integers.name.clone();
+    if tensors.integers.dims != dims {
+        // The same bytes serve a product, which wants its blocks as an axis of their own.
+        let shape_bytes: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        let shape = store.add(
+            &format!("{data}_table_shape"),
+            DataType::Int64,
+            vec![2],
+            &shape_bytes,
+        )?;
+        let reshaped = store.unused_name(&format!("{data}_table"));
+        nodes.push(NodeProto {
+            input: vec![data, shape.name],
+            output: vec![reshaped.clone()],
+            name: Some(format!("{}/table", node.name())),
+            op_type: Some("Reshape".to_owned()),
+            ..NodeProto::default()
+        });
+        data = reshaped;
+    }
+    nodes.push(NodeProto {
+        input: vec![data, node.input[1].clone(), tensors.scales.name.clone()],
+        output: node.output.clone(),
+        name: node.name.clone(),
+        op_type: Some("GatherBlockQuantized".to_owned()),
+        domain: Some("com.microsoft".to_owned()),
+        attribute: vec![
+            int_attribute("bits", bits.count() as i64),
+            int_attribute("block_size", BLOCK as i64),
+            int_attribute("gather_axis", 0),
+            int_attribute("quantize_axis", 1),
+        ],
+        metadata_props: node.metadata_props.clone(),
+        ..NodeProto::default()
+    });
+    Ok(nodes)
+}

@@ -1,0 +1,150 @@
+//! How weights become integers.
+
+use super::BLOCK;
+use crate::calibrate::{Statistics, Wanted};
+use crate::float_rows::FloatRows;
+use crate::onnx::OnnxError;
+use serde::Serialize;
+
+/// The width of a quantized weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Bits {
+    /// Integers from -8 to 7.
+    Four,
+    /// Integers from -127 to 127.
+    Eight,
+}
+
+impl Bits {
+    /// 4 or 8.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The name that people read.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Four => "int4",
+            Self::Eight => "int8",
+        }
+    }
+}
+
+/// The grid on which scales lie, so that what is computed with is what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleGrid {
+    /// Multiples that f16 holds; every f32 or f16 model.
+    F16,
+    /// Multiples that both bf16 and f16 hold; bf16 models, whose operators take bf16 scales.
+    Bf16,
+}
+
+/// What a matrix is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The width of its integers.
+    pub bits: Bits,
+    /// Where its scales lie.
+    pub grid: ScaleGrid,
+}
+
+/// A quantized matrix: `value = integer * scale`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QuantizedRows {
+    /// Row-major, as many as the weights.
+    pub integers: Vec<i8>,
+    /// Row-major, `columns.div_ceil(BLOCK)` for each row; on the scale grid, never NaN or infinite.
+    pub scales: Vec<f32>,
+}
+
+impl QuantizedRows {
+    /// Integers and scales of some rows.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn rows(&self, range: std::ops::Range<usize>, columns: usize) -> (&[i8], &[f32]) {
+        let blocks = columns.div_ceil(BLOCK);
+        (
+            &self.integers[range.start * columns..range.end * columns],
+            &self.scales[range.start * blocks..range.end * blocks],
+        )
+    }
+}
+
+/// How weights become integers. [`RoundToNearest`](super::rtn::RoundToNearest) is one.
+///
+/// A quantizer sees a whole matrix, of which it reads what rows it needs, and what is known of the rows that the matrix is
+/// multiplied with. It may use the threads of rayon's current pool; what it answers must not depend on their number.
+pub trait Quantizer: Sync {
+    /// The method's name, for reports.
+    fn name(&self) -> &'static str;
+
+    /// What it wants to know of a matrix's input. Where nothing is wanted, no text is needed.
+    fn wants(&self) -> Wanted {
+        Wanted::default()
+    }
+
+    /// Quantizes all rows (output channels) of one matrix. `statistics` are what it [`wants`](Self::wants), or none where
+    /// there was no calibration text.
+    ///
+    /// # Errors
+    /// When a weight cannot be read, is not finite, or no scale on the grid reaches it.
+    fn quantize(
+        &self,
+        weights: &dyn FloatRows,
+        statistics: Option<&Statistics>,
+        target: Target,
+    ) -> Result<QuantizedRows, QuantizeError>;
+}
+
+/// Why a model could not be quantized.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// The model could not be read.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// A weight is NaN or infinite.
+    #[error("weights {matrix:?}: row {row} holds a value that is not finite; the export is broken")]
+    NotFinite {
+        /// The matrix.
+        matrix: String,
+        /// The row: the output channel.
+        row: usize,
+    },
+    /// A weight is so large that no f16 scale reaches it.
+    #[error(
+        "weights {matrix:?}: row {row} holds {value}, too large for a 16-bit scale; keep this model in floats"
+    )]
+    TooLarge {
+        /// The matrix.
+        matrix: String,
+        /// The row: the output channel.
+        row: usize,
+        /// The value.
+        value: f32,
+    },
+    /// All weights are so small that their scales would be zero.
+    #[error(
+        "weights {matrix:?}: the largest is {value:e}, too small for a 16-bit scale: all of them would become zero; \
+         keep this model in floats"
+    )]
+    TooSmall {
+        /// The matrix.
+        matrix: String,
+        /// The largest magnitude.
+        value: f32,
+    },
+    /// Nothing would have changed.
+    #[error("nothing can be quantized: {reason}")]
+    NothingQuantized {
+        /// Why.
+        reason: String,
+    },
+    /// Quantized weights could not be kept on disk.
+    #[error("quantized weights cannot be written to a temporary file")]
+    Spool(#[source] std::io::Error),
+}

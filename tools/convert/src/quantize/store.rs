@@ -1,0 +1,274 @@
+//! The tensors of the new nodes, on disk until the model is written.
+
+use super::candidates::{Candidate, Use};
+use super::operators::{pack_gather_row, pack_matmul_row};
+use super::{BLOCK, Bits, QuantizeError, Quantizer, ScaleGrid, Target};
+use crate::float_rows::FloatRows;
+use crate::onnx::{
+    DataType, Spool,
+    proto::{GraphProto, TensorProto},
+};
+use crate::panels::each_panel;
+use half::{bf16, f16};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// A quantized matrix among the new initializers.
+#[derive(Clone)]
+pub(super) struct QuantizedTensors {
+    pub(super) integers: Stored,
+    pub(super) scales: Stored,
+    /// Root mean square of the error over that of the weights.
+    pub(super) relative_error: f64,
+}
+
+#[derive(Clone)]
+pub(super) struct Stored {
+    pub(super) name: String,
+    pub(super) dims: Vec<i64>,
+}
+
+/// A new initializer.
+struct Tensor {
+    name: String,
+    dims: Vec<i64>,
+    data_type: DataType,
+    range: Range<usize>,
+}
+
+/// What a quantized matrix is made of: the tensor, how it is read, the width of its integers, and how they are packed.
+type Made = ((String, usize, u32, Vec<DataType>), usize, bool);
+
+/// The new initializers; equal contents are stored once.
+pub(super) struct Store {
+    spool: Spool,
+    tensors: Vec<Tensor>,
+    by_content: HashMap<(DataType, blake3::Hash), Stored>,
+    made: HashMap<Made, QuantizedTensors>,
+    names: HashSet<String>,
+}
+
+impl Store {
+    pub(super) fn new(graph: &GraphProto) -> Result<Self, QuantizeError> {
+        let values = graph
+            .node
+            .iter()
+            .flat_map(|node| node.output.iter().chain(&node.input).map(String::as_str));
+        let initializers = graph.initializer.iter().map(|tensor| tensor.name());
+        let inputs = graph.input.iter().map(|input| input.name());
+        let names = values
+            .chain(initializers)
+            .chain(inputs)
+            .map(str::to_owned)
+            .collect();
+        Ok(Self {
+            spool: Spool::new().map_err(QuantizeError::Spool)?,
+            tensors: Vec::new(),
+            by_content: HashMap::new(),
+            made: HashMap::new(),
+            names,
+        })
+    }
+
+    /// A name that nothing in the graph has.
+    pub(super) fn unused_name(&mut self, wanted: &str) -> String {
+        let mut name = wanted.to_owned();
+        let mut count = 1;
+        while !self.names.insert(name.clone()) {
+            count += 1;
+            name = format!("{wanted}_{count}");
+        }
+        name
+    }
+
+    pub(super) fn add(
+        &mut self,
+        wanted: &str,
+        data_type: DataType,
+        dims: Vec<i64>,
+        data: &[u8],
+    ) -> Result<Stored, QuantizeError> {
+        let range = self.spool.append(data).map_err(QuantizeError::Spool)?;
+        Ok(self.keep(wanted, data_type, dims, blake3::hash(data), range))
+    }
+
+    /// Makes a tensor of what was appended, unless one of the same content is there.
+    fn keep(
+        &mut self,
+        wanted: &str,
+        data_type: DataType,
+        dims: Vec<i64>,
+        hash: blake3::Hash,
+        range: Range<usize>,
+    ) -> Stored {
+        if let Some(stored) = self.by_content.get(&(data_type, hash)) {
+            return stored.clone();
+        }
+        let stored = Stored {
+            name: self.unused_name(wanted),
+            dims,
+        };
+        self.tensors.push(Tensor {
+            name: stored.name.clone(),
+            dims: stored.dims.clone(),
+            data_type,
+            range,
+        });
+        self.by_content.insert((data_type, hash), stored.clone());
+        stored
+    }
+
+    /// Quantizes a matrix, unless it was before.
+    pub(super) fn quantize(
+        &mut self,
+        quantizer: &dyn Quantizer,
+        candidate: &Candidate<'_>,
+        bits: Bits,
+    ) -> Result<QuantizedTensors, QuantizeError> {
+        let rows = &candidate.rows;
+        // Rows of whole blocks are packed alike for both uses.
+        let ragged_lookup = candidate.use_of.is_lookup() && !rows.columns().is_multiple_of(BLOCK);
+        let made = (rows.identity(), bits.count(), ragged_lookup);
+        if let Some(tensors) = self.made.get(&made) {
+            return Ok(tensors.clone());
+        }
+        let tensors = self.quantize_anew(quantizer, candidate, bits)?;
+        rows.release(0..rows.rows());
+        self.made.insert(made, tensors.clone());
+        Ok(tensors)
+    }
+
+    fn quantize_anew(
+        &mut self,
+        quantizer: &dyn Quantizer,
+        Candidate { rows, use_of, .. }: &Candidate<'_>,
+        bits: Bits,
+    ) -> Result<QuantizedTensors, QuantizeError> {
+        let (count, columns) = (rows.rows(), rows.columns());
+        let blocks = columns.div_ceil(BLOCK);
+        let data_type = rows.matrix.data_type();
+        let grid = if data_type == DataType::Bfloat16 {
+            ScaleGrid::Bf16
+        } else {
+            ScaleGrid::F16
+        };
+        let quantized = quantizer.quantize(rows, None, Target { bits, grid })?;
+        let pack = |panel: Range<usize>| {
+            let mut values = vec![0.0; panel.len() * columns];
+            rows.read(panel.clone(), &mut values)?;
+            rows.release(panel.clone());
+            let (integers, scales) = quantized.rows(panel, columns);
+            let mut packed = Panel::default();
+            for ((values, row), row_scales) in values
+                .chunks(columns)
+                .zip(integers.chunks(columns))
+                .zip(scales.chunks(blocks))
+            {
+                match use_of {
+                    Use::Product { .. } => pack_matmul_row(row, bits, &mut packed.integers),
+                    Use::Lookup => pack_gather_row(row, bits, &mut packed.integers),
+                }
+                packed.measure(values, row, row_scales);
+                append_scales(row_scales, data_type, &mut packed.scales);
+            }
+            Ok::<_, QuantizeError>(packed)
+        };
+        // Integers go to the disk as they come; what else there is of a matrix is small.
+        let start = self.spool.len();
+        let mut hasher = blake3::Hasher::new();
+        let mut rest = Panel::default();
+        let take = |mut panel: Panel| {
+            let integers = std::mem::take(&mut panel.integers);
+            hasher.update(&integers);
+            self.spool.append(&integers).map_err(QuantizeError::Spool)?;
+            rest.extend(panel);
+            Ok(())
+        };
+        each_panel(count, pack, take, &mut |_| ())?;
+        let integers = start..self.spool.len();
+        let name = format!("{}_Q{}", rows.matrix.name(), bits.count());
+        let dims = match use_of {
+            Use::Product { .. } => vec![
+                count as i64,
+                blocks as i64,
+                (BLOCK * bits.count() / 8) as i64,
+            ],
+            Use::Lookup => vec![count as i64, (columns * bits.count() / 8) as i64],
+        };
+        Ok(QuantizedTensors {
+            integers: self.keep(&name, DataType::Uint8, dims, hasher.finalize(), integers),
+            scales: self.add(
+                &format!("{name}_scales"),
+                data_type,
+                vec![count as i64, blocks as i64],
+                &rest.scales,
+            )?,
+            relative_error: rest.relative_error(),
+        })
+    }
+
+    /// The messages of all that was added.
+    pub(super) fn finish(self) -> Result<Vec<TensorProto>, QuantizeError> {
+        let data = self.spool.finish().map_err(QuantizeError::Spool)?;
+        let tensors = self.tensors.into_iter().map(|tensor| TensorProto {
+            name: Some(tensor.name),
+            dims: tensor.dims,
+            data_type: Some(tensor.data_type as i32),
+            raw_data: Some(data.slice(tensor.range)),
+            ..TensorProto::default()
+        });
+        Ok(tensors.collect())
+    }
+}
+
+/// Packed rows.
+#[derive(Default)]
+struct Panel {
+    integers: Vec<u8>,
+    scales: Vec<u8>,
+    /// Sums of squares: of the errors, and of the weights.
+    error: f64,
+    power: f64,
+}
+
+impl Panel {
+    fn measure(&mut self, values: &[f32], integers: &[i8], scales: &[f32]) {
+        for (column, (&value, &integer)) in values.iter().zip(integers).enumerate() {
+            let difference =
+                f64::from(value) - f64::from(integer) * f64::from(scales[column / BLOCK]);
+            self.error += difference * difference;
+            self.power += f64::from(value) * f64::from(value);
+        }
+    }
+
+    /// Adds scales and sums.
+    fn extend(&mut self, next: Panel) {
+        self.scales.extend(next.scales);
+        self.error += next.error;
+        self.power += next.power;
+    }
+
+    fn relative_error(&self) -> f64 {
+        if self.power > 0.0 {
+            (self.error / self.power).sqrt()
+        } else {
+            0.0
+        }
+    }
+}
+
+fn append_scales(scales: &[f32], data_type: DataType, out: &mut Vec<u8>) {
+    match data_type {
+        DataType::Float16 => out.extend(
+            scales
+                .iter()
+                .flat_map(|&scale| f16::from_f32(scale).to_le_bytes()),
+        ),
+        DataType::Bfloat16 => out.extend(
+            scales
+                .iter()
+                .flat_map(|&scale| bf16::from_f32(scale).to_le_bytes()),
+        ),
+        _ => out.extend(scales.iter().flat_map(|scale| scale.to_le_bytes())),
+    }
+}
