@@ -44,7 +44,7 @@ impl LogitsFor {
 
 /// One sequence of a batch: what is added to a session's context, and what comes back.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct BatchStep<'a> {
     /// Whose context it is.
     pub session: &'a mut Session,
     /// One for each of the graph's [inputs](Graph::inputs), in their order, all of as many tokens.
@@ -99,14 +99,14 @@ impl Engine {
     /// [`Session::append`].
     ///
     /// ```no_run
-    /// use niwaki::{Engine, Entries, LogitsFor, OpenOptions, Step};
+    /// use niwaki::{Engine, Entries, LogitsFor, OpenOptions, BatchStep};
     ///
     /// let engine = Engine::open("model.niwaki", &OpenOptions::default())?;
     /// let mut first = engine.session()?;
     /// let mut second = engine.session()?;
     /// let outputs = engine.run(&mut [
-    ///     Step { session: &mut first, inputs: &[Entries::Ids(&[1, 2, 3])], logits_for: LogitsFor::LastToken },
-    ///     Step { session: &mut second, inputs: &[Entries::Ids(&[7])], logits_for: LogitsFor::LastToken },
+    ///     BatchStep { session: &mut first, inputs: &[Entries::Ids(&[1, 2, 3])], logits_for: LogitsFor::LastToken },
+    ///     BatchStep { session: &mut second, inputs: &[Entries::Ids(&[7])], logits_for: LogitsFor::LastToken },
     /// ], None)?;
     /// let logits = outputs[0].get("logits").ok_or("the model has no logits")?;
     /// println!("{:?}", logits.last().first());
@@ -117,7 +117,7 @@ impl Engine {
     /// [`BatchError`]; all contexts are then as they were before.
     pub fn run(
         &self,
-        steps: &mut [Step<'_>],
+        steps: &mut [BatchStep<'_>],
         cancellation: Option<&Cancellation>,
     ) -> Result<Vec<Outputs>, BatchError> {
         let mut sequences: TVec<Sequence<'_>> = TVec::new();
@@ -191,7 +191,7 @@ enum Results {
 }
 
 impl<'a> Sequence<'a> {
-    fn new(engine: &Engine, step: &'a mut Step<'_>) -> Result<Sequence<'a>, SessionError> {
+    fn new(engine: &Engine, step: &'a mut BatchStep<'_>) -> Result<Sequence<'a>, SessionError> {
         let graph = engine.graph();
         let session = &mut *step.session;
         if !session.belongs_to(engine) {

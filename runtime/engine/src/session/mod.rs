@@ -11,7 +11,7 @@ mod rows;
 mod threads;
 mod workspaces;
 
-pub use batch::{BatchError, LogitsFor, Outputs, Step};
+pub use batch::{BatchError, BatchStep, LogitsFor, Outputs};
 pub use cancellation::{Cancellation, OnCancel};
 pub use context::{Session, SessionCheckpoint};
 pub use engine::{Engine, OpenError, OpenOptions};
