@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 
 # With the default members, so that tract is built once for all of them.
 cargo build --quiet --release
-library=$(bindings/target-folder.sh)/release/libniwaki_bindings.so
-[ -f "$library" ] || library=${library%.so}.dylib
+# The static library keeps its symbols, by which bindgen finds the interface.
+library=$(bindings/target-folder.sh)/release/libniwaki_bindings.a
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
-  generate "$library" --language kotlin --out-dir "$folder" --no-format
+  generate "$library" --language kotlin --out-dir "$folder" --no-format --config bindings/uniffi.toml
 
 # UniFFI makes everything public. The compiler's explicit API mode fails on whatever this would miss.
 sed -i.public -E '

@@ -5,12 +5,12 @@ cd "$(dirname "$0")/.."
 
 # With the default members, so that tract is built once for all of them.
 cargo build --quiet --release
-library=$(bindings/target-folder.sh)/release/libniwaki_bindings.so
-[ -f "$library" ] || library=${library%.so}.dylib
+# The static library keeps its symbols, by which bindgen finds the interface.
+library=$(bindings/target-folder.sh)/release/libniwaki_bindings.a
 generated=$(mktemp -d)
 trap 'rm -rf "$generated"' EXIT
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
-  generate "$library" --language swift --out-dir "$generated" --no-format
+  generate "$library" --language swift --out-dir "$generated" --no-format --config bindings/uniffi.toml
 
 # put FILE: keeps what has not changed, so that Swift compiles it once.
 put() {

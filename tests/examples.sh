@@ -19,7 +19,7 @@ says() {
 programs=$target/release/examples
 says "perplexity" "$programs/score" "$out/demo.niwaki" tools/demo-model/texts/held-out.txt
 says "ended: Some(Cancelled)" "$programs/stream" "$out/demo.niwaki" "Once upon a time"
-says "device" "$programs/route" "$out/chat.niwaki" "Who lived in the forest?"
+says "answered by" "$programs/route" "$out/chat.niwaki" "Who lived in the forest?"
 
 reply=$(printf 'Who lived in the forest?\nAnd then?\n' | "$programs/chat" "$out/chat.niwaki")
 [ "$(printf '%s\n' "$reply" | grep -c .)" -ge 2 ] || { echo "chat gave no two replies" >&2; exit 1; }

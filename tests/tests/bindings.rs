@@ -218,8 +218,9 @@ fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
         (
             fields(&niwaki::GenerateOptions::default()),
             fields(&generate),
-            // Apps have no tokens, only text.
-            &["stop_tokens"],
+            // Apps have no tokens, only text. Steps and filters are code that runs for every token: what of them
+            // apps get will be options of their own.
+            &["stop_tokens", "steps", "filters"],
         ),
         (
             fields(&niwaki::Sampling::default()),

@@ -320,6 +320,7 @@ fn routers_that_make_no_sense_are_refused() {
         "api.example.com",
         "http://api.example.com",
         "https://user:word@example.com",
+        "https://api.example.com:99999",
     ] {
         let made = Router::new(
             policy(RoutingMode::CloudOnly),

@@ -1,7 +1,7 @@
 //! The bundle: one mapped file that holds a model (`docs/bundle-format.md` specifies it to the byte).
 //!
 //! [`Bundle`] opens it and checks everything that is later relied on; [`graph`] is what the model computes. With the
-//! feature `write`, [`write`] makes bundles: the offline tool does, and tests.
+//! feature `write`, [`mod@write`] makes bundles: the offline tool does, and tests.
 
 mod error;
 mod generation_defaults;

@@ -35,8 +35,9 @@ pub use generate::{
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use session::{
-    Backing, BatchError, Cancellation, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OnCancel,
-    OpenError, OpenOptions, Outputs, Session, SessionCheckpoint, SessionError, Step,
+    Backing, BatchError, BatchStep, Cancellation, Engine, Logits, LogitsFor, MemoryPart,
+    MemoryPlan, OnCancel, OpenError, OpenOptions, Outputs, Session, SessionCheckpoint,
+    SessionError,
 };
 pub use stream::{Feed, Panicked, Stream};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};

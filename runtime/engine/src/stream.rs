@@ -86,7 +86,7 @@ impl<I: Send + 'static, F: Send + 'static> Stream<I, F> {
             end.clone(),
         );
         std::thread::Builder::new()
-            .name("niwaki-stream".into())
+            .name("niwaki".into())
             .spawn(move || {
                 let result = catch_unwind(AssertUnwindSafe(|| work(&feed)));
                 *ended.lock().unwrap_or_else(PoisonError::into_inner) =

@@ -5,7 +5,8 @@
 mod synthetic;
 
 use niwaki::{
-    Cancellation, Engine, Entries, KvElement, LogitsFor, OpenOptions, Session, SessionError, Step,
+    BatchStep, Cancellation, Engine, Entries, KvElement, LogitsFor, OpenOptions, Session,
+    SessionError,
 };
 use niwaki_kernels::MatrixFormat;
 use proptest::prelude::*;
@@ -38,10 +39,10 @@ fn batch(
     logits_for: LogitsFor,
 ) -> Vec<Vec<u32>> {
     let entries: Vec<[Entries<'_>; 1]> = given.iter().map(|ids| [Entries::Ids(ids)]).collect();
-    let mut steps: Vec<Step<'_>> = sessions
+    let mut steps: Vec<BatchStep<'_>> = sessions
         .iter_mut()
         .zip(&entries)
-        .map(|(session, inputs)| Step {
+        .map(|(session, inputs)| BatchStep {
             session,
             inputs,
             logits_for,
@@ -170,12 +171,12 @@ fn a_batch_that_cannot_run_says_which_sequence_and_leaves_all_as_they_were() {
         let error = engine
             .run(
                 &mut [
-                    Step {
+                    BatchStep {
                         session: &mut before,
                         inputs: &[Entries::Ids(&[5, 6])],
                         logits_for: LogitsFor::LastToken,
                     },
-                    Step {
+                    BatchStep {
                         session,
                         inputs: &[Entries::Ids(given)],
                         logits_for: LogitsFor::LastToken,
@@ -210,9 +211,9 @@ fn a_batch_that_is_cancelled_leaves_all_contexts_as_they_were() {
     );
     let cancellation = Cancellation::new();
     cancellation.cancel();
-    let mut steps: Vec<Step<'_>> = sessions
+    let mut steps: Vec<BatchStep<'_>> = sessions
         .iter_mut()
-        .map(|session| Step {
+        .map(|session| BatchStep {
             session,
             inputs: &[],
             logits_for: LogitsFor::LastToken,

@@ -8,7 +8,7 @@ use niwaki::bundle::write::BundleWriter;
 use niwaki::graph::{
     Columns, Graph, Input, InputKind, KvLayer, Node, NormKind, Op, Output, Pooling,
 };
-use niwaki::{Engine, Entries, Isa, LogitsFor, OpenOptions, Outputs, SessionError, Step};
+use niwaki::{BatchStep, Engine, Entries, Isa, LogitsFor, OpenOptions, Outputs, SessionError};
 use niwaki_kernels::{MatrixFormat, pack_float};
 use synthetic::Random;
 
@@ -357,10 +357,10 @@ fn whole_sequences_have_the_same_bits_in_a_batch_on_every_instruction_set_and_ke
         .to_vec();
     let entries: Vec<[Entries<'_>; 1]> = texts.iter().map(|text| [Entries::Ids(text)]).collect();
     let mut sessions: Vec<_> = texts.iter().map(|_| engine.session().unwrap()).collect();
-    let mut steps: Vec<Step<'_>> = sessions
+    let mut steps: Vec<BatchStep<'_>> = sessions
         .iter_mut()
         .zip(&entries)
-        .map(|(session, inputs)| Step {
+        .map(|(session, inputs)| BatchStep {
             session,
             inputs,
             logits_for: LogitsFor::EveryToken,

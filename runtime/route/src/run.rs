@@ -5,7 +5,7 @@ use crate::decision::{BackendId, Decision, Refusal, Tried};
 use crate::policy::{Candidate, Situation};
 use crate::request::RouteRequest;
 use crate::router::{Asked, RouteError, RouteFailure, RoutedAnswer, Router};
-use niwaki::{Cancellation, ContextEnd, Token};
+use niwaki::{Cancellation, ContextEnd, FinishReason, Token};
 use std::mem;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -73,6 +73,9 @@ impl<'a> Run<'a> {
                 sent,
                 took_ms: millis(began.elapsed()),
             });
+            if self.cancellation.is_cancelled() {
+                return Ok(BackendAnswer::ended(FinishReason::Cancelled));
+            }
             let hopeless = failure.is_of_the_request();
             last = Some(failure);
             if hopeless {

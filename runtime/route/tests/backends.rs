@@ -449,6 +449,27 @@ fn cancelling_and_dropping_a_stream_end_the_work() {
 }
 
 #[test]
+fn a_failure_of_what_was_cancelled_asks_nobody_else() {
+    let half = Scripted {
+        says: says(&[""]),
+        ..local("small", broken())
+    };
+    let (router, list) = router(
+        RoutingMode::PreferLocal,
+        vec![half, cloud("far", End::Complete)],
+    );
+    let cancellation = Cancellation::new();
+    cancellation.cancel();
+    let answer = router.answer(
+        &chat(),
+        &cancellation,
+        &mut |_, _| ControlFlow::Continue(()),
+    );
+    assert_eq!(answer.unwrap().finish_reason, FinishReason::Cancelled);
+    assert_eq!(list[1].asked.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_backend_that_panics_ends_its_stream_with_an_error_and_the_router_goes_on() {
     let panicking = Scripted {
         says: Vec::new(),

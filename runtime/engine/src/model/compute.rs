@@ -1,6 +1,6 @@
 //! What each graph operator does, in terms of the kernels.
 
-use super::model::Shared;
+use super::plan::Shared;
 use super::steps::{Step, Sum};
 use super::turn::Turn;
 use super::value_pool::Slot;

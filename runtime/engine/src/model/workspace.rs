@@ -1,6 +1,6 @@
 //! What one run at a time needs besides the plan, and the run itself.
 
-use super::model::{Model, ModelError, SEQUENCES, WANTED};
+use super::plan::{Model, ModelError, SEQUENCES, WANTED};
 use super::profile::Profile;
 use super::turn::{Sequence, Turn};
 use crate::kv::KvCache;

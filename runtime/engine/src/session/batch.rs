@@ -4,10 +4,10 @@
 //! (`docs/arithmetic.md`).
 
 use super::cancellation::Cancellation;
+use super::context::Session;
 use super::engine::Engine;
 use super::error::SessionError;
 use super::rows::Logits;
-use super::session::Session;
 use crate::kv::KvCache;
 use crate::model::{Entries, ModelError, Part, Profile};
 use niwaki_bundle::graph::{Graph, InputKind, RowSet};
@@ -44,7 +44,7 @@ impl LogitsFor {
 
 /// One sequence of a batch: what is added to a session's context, and what comes back.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct BatchStep<'a> {
     /// Whose context it is.
     pub session: &'a mut Session,
     /// One for each of the graph's [inputs](Graph::inputs), in their order, all of as many tokens.
@@ -99,14 +99,14 @@ impl Engine {
     /// [`Session::append`].
     ///
     /// ```no_run
-    /// use niwaki::{Engine, Entries, LogitsFor, OpenOptions, Step};
+    /// use niwaki::{Engine, Entries, LogitsFor, OpenOptions, BatchStep};
     ///
     /// let engine = Engine::open("model.niwaki", &OpenOptions::default())?;
     /// let mut first = engine.session()?;
     /// let mut second = engine.session()?;
     /// let outputs = engine.run(&mut [
-    ///     Step { session: &mut first, inputs: &[Entries::Ids(&[1, 2, 3])], logits_for: LogitsFor::LastToken },
-    ///     Step { session: &mut second, inputs: &[Entries::Ids(&[7])], logits_for: LogitsFor::LastToken },
+    ///     BatchStep { session: &mut first, inputs: &[Entries::Ids(&[1, 2, 3])], logits_for: LogitsFor::LastToken },
+    ///     BatchStep { session: &mut second, inputs: &[Entries::Ids(&[7])], logits_for: LogitsFor::LastToken },
     /// ], None)?;
     /// let logits = outputs[0].get("logits").ok_or("the model has no logits")?;
     /// println!("{:?}", logits.last().first());
@@ -117,7 +117,7 @@ impl Engine {
     /// [`BatchError`]; all contexts are then as they were before.
     pub fn run(
         &self,
-        steps: &mut [Step<'_>],
+        steps: &mut [BatchStep<'_>],
         cancellation: Option<&Cancellation>,
     ) -> Result<Vec<Outputs>, BatchError> {
         let mut sequences: TVec<Sequence<'_>> = TVec::new();
@@ -172,6 +172,15 @@ struct Sequence<'a> {
     results: TVec<Results>,
 }
 
+/// What a run takes of a sequence.
+struct Share {
+    /// Index of the sequence.
+    sequence: usize,
+    tokens: Range<usize>,
+    /// Results are wanted of so many, the last ones.
+    wanted: usize,
+}
+
 /// What runs gave of one output.
 enum Results {
     Nothing,
@@ -182,7 +191,7 @@ enum Results {
 }
 
 impl<'a> Sequence<'a> {
-    fn new(engine: &Engine, step: &'a mut Step<'_>) -> Result<Sequence<'a>, SessionError> {
+    fn new(engine: &Engine, step: &'a mut BatchStep<'_>) -> Result<Sequence<'a>, SessionError> {
         let graph = engine.graph();
         let session = &mut *step.session;
         if !session.belongs_to(engine) {
@@ -391,13 +400,16 @@ fn run_all(
     }
     loop {
         let mut room = most;
-        // Sequences of this run, with the tokens that it takes of them.
-        let mut run: TVec<(usize, Range<usize>, usize)> = TVec::new();
+        let mut run: TVec<Share> = TVec::new();
         for (index, sequence) in sequences.iter().enumerate() {
             let (tokens, wanted) = sequence.next(room);
             if !tokens.is_empty() {
                 room -= tokens.len();
-                run.push((index, tokens, wanted));
+                run.push(Share {
+                    sequence: index,
+                    tokens,
+                    wanted,
+                });
             }
         }
         if run.is_empty() {
@@ -411,9 +423,9 @@ fn run_all(
             profile.as_deref_mut(),
         )?;
         hand_out(engine, sequences, &run, &outputs)?;
-        for (index, tokens, _) in run {
-            if let Some(sequence) = sequences.get_mut(index) {
-                sequence.took(graph, tokens);
+        for share in run {
+            if let Some(sequence) = sequences.get_mut(share.sequence) {
+                sequence.took(graph, share.tokens);
             }
         }
     }
@@ -422,25 +434,25 @@ fn run_all(
 fn run_once(
     engine: &Engine,
     sequences: &mut [Sequence<'_>],
-    run: &[(usize, Range<usize>, usize)],
+    run: &[Share],
     cancellation: Option<&Cancellation>,
     profile: Option<&mut Profile>,
 ) -> Result<TVec<Arc<Tensor>>, SessionError> {
     let graph = engine.graph();
     let mut given: TVec<TVec<Option<Entries<'_>>>> = TVec::new();
-    for (index, tokens, _) in run {
-        let sequence = sequences.get(*index);
-        let entries = |id| sequence.and_then(|sequence| sequence.entries(graph, id, tokens));
+    for share in run {
+        let sequence = sequences.get(share.sequence);
+        let entries = |id| sequence?.entries(graph, id, &share.tokens);
         given.push((0..graph.inputs.len()).map(entries).collect());
     }
     let mut parts: TVec<Part<'_>> = TVec::new();
     let mut taken = run.iter().peekable();
     for (index, sequence) in sequences.iter_mut().enumerate() {
-        if let Some((_, tokens, wanted)) = taken.next_if(|(of, ..)| *of == index) {
+        if let Some(share) = taken.next_if(|share| share.sequence == index) {
             parts.push(Part {
                 cache: &mut *sequence.cache,
-                tokens: tokens.len(),
-                wanted: *wanted,
+                tokens: share.tokens.len(),
+                wanted: share.wanted,
             });
         }
     }
@@ -455,7 +467,7 @@ fn run_once(
 fn hand_out(
     engine: &Engine,
     sequences: &mut [Sequence<'_>],
-    run: &[(usize, Range<usize>, usize)],
+    run: &[Share],
     outputs: &[Arc<Tensor>],
 ) -> Result<(), SessionError> {
     let graph = engine.graph();
@@ -464,10 +476,10 @@ fn hand_out(
         let node = graph.outputs.get(index).map_or(0, |output| output.node);
         let width = width(graph, node);
         let mut first = 0;
-        for (of, tokens, wanted) in run {
+        for share in run {
             let (count, kept) = match rows {
-                RowSet::Tokens => (tokens.len(), *wanted),
-                RowSet::Wanted => (*wanted, *wanted),
+                RowSet::Tokens => (share.tokens.len(), share.wanted),
+                RowSet::Wanted => (share.wanted, share.wanted),
                 RowSet::Sequences => (1, 1),
             };
             let end = first + count;
@@ -478,7 +490,7 @@ fn hand_out(
             }
             let logits =
                 Logits::computed(tensor.clone(), range, width).map_err(ModelError::from)?;
-            if let Some(sequence) = sequences.get_mut(*of) {
+            if let Some(sequence) = sequences.get_mut(share.sequence) {
                 sequence.add(index, logits)?;
             }
         }

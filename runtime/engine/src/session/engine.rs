@@ -1,9 +1,9 @@
 //! Opening a bundle as an engine.
 
+use super::context::Session;
 use super::error::SessionError;
 use super::isa;
 use super::memory_plan::{MemoryPlan, chunk_tokens, memory_plan};
-use super::session::Session;
 use super::threads::{MAX_THREADS, default_threads};
 use super::workspaces::Workspaces;
 use crate::kv::KvCache;

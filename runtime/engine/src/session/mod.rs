@@ -2,19 +2,19 @@
 
 mod batch;
 mod cancellation;
+mod context;
 mod engine;
 mod error;
 mod isa;
 mod memory_plan;
 mod rows;
-mod session;
 mod threads;
 mod workspaces;
 
-pub use batch::{BatchError, LogitsFor, Outputs, Step};
+pub use batch::{BatchError, BatchStep, LogitsFor, Outputs};
 pub use cancellation::{Cancellation, OnCancel};
+pub use context::{Session, SessionCheckpoint};
 pub use engine::{Engine, OpenError, OpenOptions};
 pub use error::SessionError;
 pub use memory_plan::{Backing, MemoryPart, MemoryPlan};
 pub use rows::Logits;
-pub use session::{Session, SessionCheckpoint};

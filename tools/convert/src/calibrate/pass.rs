@@ -6,7 +6,7 @@ use super::pieces::{Pieces, Product};
 use super::{CalibrateError, Calibration};
 use crate::float_rows::FloatRows;
 use crate::lower::Lowered;
-use niwaki::{Engine, Entries, KvElement, LogitsFor, OpenOptions, Outputs, Step};
+use niwaki::{BatchStep, Engine, Entries, KvElement, LogitsFor, OpenOptions, Outputs};
 use niwaki_bundle::Verify;
 use niwaki_bundle::graph::{Columns, Graph, InputKind, MatrixId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -279,10 +279,10 @@ impl Text<'_> {
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut steps: Vec<Step<'_>> = sessions
+        let mut steps: Vec<BatchStep<'_>> = sessions
             .iter_mut()
             .zip(&inputs)
-            .map(|(session, inputs)| Step {
+            .map(|(session, inputs)| BatchStep {
                 session,
                 inputs,
                 logits_for: LogitsFor::EveryToken,

@@ -1,6 +1,6 @@
 //! A context: tokens go in, logits come out.
 
-use super::batch::{LogitsFor, Outputs, Step};
+use super::batch::{BatchStep, LogitsFor, Outputs};
 use super::cancellation::Cancellation;
 use super::engine::Engine;
 use super::error::SessionError;
@@ -112,7 +112,7 @@ impl Session {
         cancellation: Option<&Cancellation>,
     ) -> Result<Outputs, SessionError> {
         let engine = self.engine.clone();
-        let step = Step {
+        let step = BatchStep {
             session: self,
             inputs,
             logits_for,
