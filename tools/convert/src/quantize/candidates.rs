@@ -321,7 +321,7 @@ fn constants(graph: &GraphProto) -> Vec<Constant<'_>> {
 }
 
 /// Values that do not change, by name.
-fn stored<'a>(graph: &'a GraphProto) -> HashMap<&'a str, &'a TensorProto> {
+fn stored(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     let initializers = graph
         .initializer
         .iter()
