@@ -366,7 +366,7 @@ fn a_folder_for_the_configuration_that_has_none_is_refused() {
     let bundle = folder.path().join("model.niwaki");
     for missing in [folder.path().to_owned(), folder.path().join("missing")] {
         let error =
-            refused(&mut niwaki!("pack", demo_export(), "-o", &bundle, "--config").arg(&missing));
+            refused(niwaki!("pack", demo_export(), "-o", &bundle, "--config").arg(&missing));
         assert!(error.contains("holds none of config.json"), "{error}");
     }
 }

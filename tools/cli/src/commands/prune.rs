@@ -436,3 +436,46 @@ impl fmt::Display for Summary<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use niwaki_convert::plan::LeftNode;
+    use niwaki_convert::prune::PrunedMatrix;
+
+    #[test]
+    fn a_provenance_says_how_many_matrices_were_pruned_where_not_all_were() {
+        let amount = PruneAmount {
+            sparsity: None,
+            keep: Some(Kept { kept: 2, of: 4 }),
+            calibration: Some(PathBuf::from("texts/tales.txt")),
+            calibration_tokens: None,
+        };
+        let matrix = PrunedMatrix {
+            node: "a".to_owned(),
+            rows: 4,
+            columns: 8,
+            zeros: 16,
+            relative_error: 0.1,
+        };
+        let mut report = PruneReport {
+            pruned: vec![matrix],
+            left: vec![],
+        };
+        let told = |report: &PruneReport| {
+            let pruned = Pruned::new(report.clone(), Method::Wanda, &amount, Some(99));
+            (pruned.provenance(), pruned.to_string())
+        };
+        let (provenance, text) = told(&report);
+        assert_eq!(provenance["prune"], "wanda 2:4");
+        assert_eq!(provenance["calibration"], "99 tokens of tales.txt");
+        assert!(text.contains("8 192 were asked for"), "{text}");
+        report.left.push(LeftNode {
+            node: "b".to_owned(),
+            reason: "it is odd".to_owned(),
+        });
+        let (provenance, text) = told(&report);
+        assert_eq!(provenance["prune"], "wanda 2:4, 1 of 2 matrices");
+        assert!(text.contains("left as it is: b: it is odd"), "{text}");
+    }
+}
