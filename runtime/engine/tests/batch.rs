@@ -140,7 +140,8 @@ fn a_batch_that_cannot_run_says_which_sequence_and_leaves_all_as_they_were() {
     let [first, second, third] = sessions.as_mut_slice() else {
         unreachable!()
     };
-    let cases: [(&[u32], &mut Session, fn(&SessionError) -> bool); 4] = [
+    type Case<'a> = (&'a [u32], &'a mut Session, fn(&SessionError) -> bool);
+    let cases: [Case<'_>; 4] = [
         (&[1, 99], second, |error| {
             matches!(
                 error,
