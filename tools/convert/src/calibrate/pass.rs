@@ -38,7 +38,8 @@ pub struct Pass<'a> {
     pub lowered: &'a Lowered,
     /// The text.
     pub calibration: Calibration<'a>,
-    /// The matrices whose inputs are observed. One that several nodes read is observed at the first of them.
+    /// The matrices whose inputs are observed. One that several nodes read is observed at the first of them, and
+    /// replaced for all that follow.
     pub matrices: &'a BTreeSet<MatrixId>,
     /// What is seen after matrices that are replaced.
     pub follow: Follow,
@@ -92,6 +93,7 @@ impl Pass<'_> {
         };
         let products = pieces.products(self.matrices);
         let last = products.last().map(|product| product.node);
+        let mut replacements = Replacements::new();
         for piece in pieces.ranges() {
             let Some(last) = last.filter(|last| *last >= piece.start) else {
                 break;
@@ -108,7 +110,6 @@ impl Pass<'_> {
                 _ => vec![products],
             };
             let end_is_apart = self.follow != Follow::Original || stages.is_empty();
-            let mut replacements = Replacements::new();
             for stage in stages {
                 let mut watched = stage
                     .into_iter()
@@ -119,11 +120,16 @@ impl Pass<'_> {
                     watched.observer.finish();
                     (watched.input, watched.observer)
                 });
-                replacements.extend(observed(seen.collect())?);
+                let new = observed(seen.collect())?;
+                if self.follow != Follow::Original {
+                    replacements.extend(new);
+                }
             }
             if end_is_apart && end.is_some() {
                 text.run::<O>(&mut [], end, &replacements)?;
             }
+            // Weights that layers share stay replaced.
+            replacements.retain(|matrix, _| pieces.reads(*matrix, piece.end));
             progress(piece.end.min(last + 1) as f64 / (last + 1) as f64);
         }
         Ok(())

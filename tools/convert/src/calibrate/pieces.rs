@@ -77,6 +77,12 @@ impl<'a> Pieces<'a> {
             .collect()
     }
 
+    /// Whether a node from `first` on reads a matrix.
+    pub(super) fn reads(&self, matrix: MatrixId, first: usize) -> bool {
+        let mut nodes = self.nodes.iter().skip(first);
+        nodes.any(|node| node.op.matrices().any(|read| read == matrix))
+    }
+
     /// Products in the order in which they can be replaced: none reads what another of its stage computes.
     pub(super) fn stages(&self, products: &[Product]) -> Vec<Vec<Product>> {
         let of_nodes: BTreeSet<usize> = products.iter().map(|product| product.node).collect();

@@ -9,7 +9,7 @@ use crate::lower::{Lowered, Rounding, lower};
 use crate::onnx::OnnxModel;
 use crate::plan::kinds;
 use niwaki::{Engine, Entries, KvElement, LogitsFor, OpenOptions};
-use niwaki_bundle::graph::MatrixId;
+use niwaki_bundle::graph::{MatrixId, WeightMut};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -48,13 +48,22 @@ fn inputs_of_whole_model(
     lowered: &Lowered,
     sequences: &[Vec<u32>],
 ) -> BTreeMap<MatrixId, Vec<f32>> {
+    inputs_with(lowered, sequences, &Replacements::new())
+}
+
+/// The same with some matrices replaced from the start.
+fn inputs_with(
+    lowered: &Lowered,
+    sequences: &[Vec<u32>],
+    replacements: &Replacements<'_>,
+) -> BTreeMap<MatrixId, Vec<f32>> {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("whole.niwaki");
     let pieces = Pieces::of(lowered).uncut();
     let products = pieces.products(&all_products(lowered));
     let nodes: BTreeSet<usize> = products.iter().map(|product| product.reads.node).collect();
     let nodes: Vec<usize> = nodes.into_iter().collect();
-    piece_bundle::write(&pieces, None, &nodes, &Replacements::new(), &path).unwrap();
+    piece_bundle::write(&pieces, None, &nodes, replacements, &path).unwrap();
     let options = OpenOptions::default()
         .with_threads(1)
         .with_kv(KvElement::F32);
@@ -347,6 +356,34 @@ fn what_follows_sees_replaced_matrices_as_far_as_was_asked_for() {
     assert!(matrices[&first_o].0.iter().all(|x| *x == 0.0));
     assert!(bits(&matrices[&next_qkv].0) == bits(&pieces[&next_qkv].0));
     assert!(unchanged(&matrices, first_qkv));
+}
+
+#[test]
+fn weights_that_layers_share_stay_replaced() {
+    let mut lowered = demo();
+    let of_kind = |lowered: &Lowered, name: &str| -> Vec<MatrixId> {
+        let kinds = kinds(&lowered.graph).into_iter();
+        let ids = kinds.filter(|(_, kind)| kind.name() == name);
+        ids.map(|(id, _)| id).collect()
+    };
+    let outputs = of_kind(&lowered, "o");
+    for node in &mut lowered.graph.nodes {
+        for weight in node.op.weights_mut() {
+            if let WeightMut::Matrix(id) = weight
+                && outputs.contains(id)
+            {
+                *id = outputs[0];
+            }
+        }
+    }
+    let replace = |matrix| (matrix == outputs[0]).then(|| zeros(&lowered, matrix));
+    let make = |_| Everything(vec![]);
+    let seen = observe(&lowered, 1, Follow::ReplacedPieces, make, replace);
+    let mut zeroed = Replacements::new();
+    zeroed.insert(outputs[0], Box::new(zeros(&lowered, outputs[0])));
+    let whole = inputs_with(&lowered, &sequences(), &zeroed);
+    let last = of_kind(&lowered, "q/k/v").pop().unwrap();
+    assert!(bits(&seen[&last].0) == bits(&whole[&last]));
 }
 
 #[test]

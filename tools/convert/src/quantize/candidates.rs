@@ -313,25 +313,36 @@ struct Constant<'a> {
     input: usize,
 }
 
-/// Every large constant that a node of the graph or of its bodies reads, once for each reader.
+/// Every constant that a node of the graph or of its bodies reads, once for each reader.
 fn constants(graph: &GraphProto) -> Vec<Constant<'_>> {
     let mut found = vec![];
-    collect(&[graph], &mut found);
+    collect(graph, &mut vec![], &mut found);
     found
 }
 
-/// Values that do not change, by name.
-fn stored(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
-    let initializers = graph
-        .initializer
-        .iter()
-        .map(|tensor| (tensor.name(), tensor));
-    let constants = graph
-        .node
-        .iter()
-        .filter(|node| node.is("Constant"))
-        .filter_map(|node| Some((node.output_name(0)?, node.tensor("value")?)));
-    initializers.chain(constants).collect()
+/// What the nodes of a graph, and of bodies in it, can refer to.
+struct Scope<'a> {
+    /// Values that do not change.
+    stored: HashMap<&'a str, &'a TensorProto>,
+    producers: Producers<'a>,
+}
+
+impl<'a> Scope<'a> {
+    fn of(graph: &'a GraphProto) -> Scope<'a> {
+        let initializers = graph
+            .initializer
+            .iter()
+            .map(|tensor| (tensor.name(), tensor));
+        let constants = graph
+            .node
+            .iter()
+            .filter(|node| node.is("Constant"))
+            .filter_map(|node| Some((node.output_name(0)?, node.tensor("value")?)));
+        Scope {
+            stored: initializers.chain(constants).collect(),
+            producers: Producers::of(graph),
+        }
+    }
 }
 
 /// Whether a node gives the values of its first input in another shape, order or type.
@@ -342,47 +353,43 @@ fn moves(node: &NodeProto) -> bool {
     )
 }
 
-/// Collects from the last of `scopes`, which lies in those before it.
-fn collect<'a>(scopes: &[&'a GraphProto], found: &mut Vec<Constant<'a>>) {
-    let Some(graph) = scopes.last() else {
-        return;
-    };
-    let known: Vec<_> = scopes.iter().map(|graph| stored(graph)).collect();
-    let producers: Vec<Producers<'a>> = scopes.iter().map(|graph| Producers::of(graph)).collect();
-    let behind = |name: &'a str| {
-        let mut name = name;
-        for _ in 0..MAX_CHAIN {
-            if let Some(tensor) = known.iter().rev().find_map(|known| known.get(name)) {
-                return Some((name, *tensor));
-            }
-            let producer = producers
-                .iter()
-                .rev()
-                .find_map(|producers| producers.get(name))?;
-            name = producer.input_name(0).filter(|_| moves(producer))?;
+/// The constant that a value is, perhaps in another shape, and its name.
+fn behind<'a>(scopes: &[Scope<'a>], name: &'a str) -> Option<(&'a str, &'a TensorProto)> {
+    let mut name = name;
+    for _ in 0..MAX_CHAIN {
+        let inner_first = || scopes.iter().rev();
+        if let Some(tensor) = inner_first().find_map(|scope| scope.stored.get(name).copied()) {
+            return Some((name, tensor));
         }
-        None
-    };
+        let producer = inner_first().find_map(|scope| scope.producers.get(name))?;
+        name = producer.input_name(0).filter(|_| moves(producer))?;
+    }
+    None
+}
+
+/// Collects from a graph that lies in `scopes`, and from the bodies in it.
+fn collect<'a>(graph: &'a GraphProto, scopes: &mut Vec<Scope<'a>>, found: &mut Vec<Constant<'a>>) {
+    scopes.push(Scope::of(graph));
     for node in graph.node.iter().filter(|node| !moves(node)) {
         for input in 0..node.input.len() {
-            let Some((value, tensor)) = node.input_name(input).and_then(behind) else {
+            let name = node.input_name(input);
+            let Some((value, tensor)) = name.and_then(|name| behind(scopes, name)) else {
                 continue;
             };
-            let data_type = DataType::try_from(tensor.data_type()).unwrap_or_default();
             found.push(Constant {
                 node,
                 value,
                 tensor,
-                data_type,
+                data_type: DataType::try_from(tensor.data_type()).unwrap_or_default(),
                 in_body: scopes.len() > 1,
                 input,
             });
         }
         for body in node.subgraphs() {
-            let inner: Vec<&GraphProto> = scopes.iter().copied().chain([body]).collect();
-            collect(&inner, found);
+            collect(body, scopes, found);
         }
     }
+    scopes.pop();
 }
 
 impl Constant<'_> {
