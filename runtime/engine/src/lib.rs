@@ -19,6 +19,7 @@
 //! The logits are the same bits on every CPU, for every number of threads, and however tokens are split
 //! over calls (`docs/arithmetic.md`). No text of users is ever logged or put into an error.
 
+mod cancellation;
 mod generate;
 mod kv;
 mod model;
@@ -26,6 +27,7 @@ mod session;
 mod stream;
 mod text;
 
+pub use cancellation::{Cancellation, OnCancel};
 pub use generate::{
     Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, FilteredText,
     FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, Random,
@@ -35,9 +37,8 @@ pub use generate::{
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};
 pub use session::{
-    Backing, BatchError, BatchStep, Cancellation, Engine, Logits, LogitsFor, MemoryPart,
-    MemoryPlan, OnCancel, OpenError, OpenOptions, Outputs, Session, SessionCheckpoint,
-    SessionError,
+    Backing, BatchError, BatchStep, Engine, Logits, LogitsFor, MemoryPart, MemoryPlan, OpenError,
+    OpenOptions, Outputs, Session, SessionCheckpoint, SessionError,
 };
 pub use stream::{Feed, Panicked, Stream};
 pub use text::{ChatTemplate, Detokenizer, Message, Role, TemplateError, TextError, Tokenizer};

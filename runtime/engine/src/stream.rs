@@ -1,6 +1,6 @@
 //! Work on a thread of its own, and what comes of it piece by piece.
 
-use crate::session::{Cancellation, OnCancel};
+use crate::cancellation::{Cancellation, OnCancel};
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;

@@ -6,7 +6,6 @@ pub mod build;
 pub mod calibrate;
 pub mod evaluate;
 pub mod export;
-pub mod float_rows;
 pub mod lower;
 pub mod memory;
 pub mod onnx;

@@ -3,7 +3,8 @@
 use super::options::{ContextEnd, GenerateOptions};
 use super::outcome::{FinishReason, GenerateError, Token};
 use super::run::{Beginning, Run};
-use crate::session::{Cancellation, Engine, Session};
+use crate::cancellation::Cancellation;
+use crate::session::{Engine, Session};
 use crate::text::{ChatTemplate, Message, Role, TemplateError, TextError};
 
 /// One turn of a conversation whose history the caller keeps: what a router or a server passes on.

@@ -3,7 +3,8 @@
 use super::options::GenerateOptions;
 use super::outcome::{FinishReason, GenerateError, Token};
 use super::run::{Beginning, Run};
-use crate::session::{Cancellation, Session};
+use crate::cancellation::Cancellation;
+use crate::session::Session;
 
 /// Generates tokens as it is iterated. Made by [`Session::generate`].
 ///

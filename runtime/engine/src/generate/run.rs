@@ -4,7 +4,8 @@ use super::choose::{SampleError, Sampler};
 use super::filter::FilterChain;
 use super::options::{ContextEnd, GenerateOptions};
 use super::outcome::{FinishReason, GenerateError, Token};
-use crate::session::{Cancellation, LogitsFor, Session, SessionError};
+use crate::cancellation::Cancellation;
+use crate::session::{LogitsFor, Session, SessionError};
 use crate::text::Detokenizer;
 
 /// A generation without its session.

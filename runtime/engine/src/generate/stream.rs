@@ -3,7 +3,8 @@
 use super::chat::Chat;
 use super::options::GenerateOptions;
 use super::outcome::{FinishReason, GenerateError, Token};
-use crate::session::{Cancellation, Session};
+use crate::cancellation::Cancellation;
+use crate::session::Session;
 use crate::stream::{Feed, Stream};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

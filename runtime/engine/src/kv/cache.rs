@@ -124,6 +124,10 @@ impl KvCache {
     /// Forgets every position from `len` on. False, with nothing changed, when a page that a query at `len`
     /// sees was dropped.
     pub(crate) fn truncate(&mut self, len: usize) -> bool {
+        // A run that failed leaves what it wrote of a layer that keeps nothing.
+        for layer in self.layers.iter_mut().filter(|layer| !layer.cached) {
+            layer.pages.clear();
+        }
         if len >= self.len {
             return true;
         }

@@ -2,8 +2,8 @@
 
 use super::profile::Profile;
 use super::value_pool::ValuePool;
+use crate::cancellation::Cancellation;
 use crate::kv::KvCache;
-use crate::session::Cancellation;
 use niwaki_bundle::graph::{Columns, Graph, RopeTable, RowSet};
 use niwaki_kernels::{AttentionScratch, QuantizedRows, RopeTables, rope_angles};
 use std::ops::Range;

@@ -3,8 +3,8 @@
 use super::plan::{Model, ModelError, SEQUENCES, WANTED};
 use super::profile::Profile;
 use super::turn::{Sequence, Turn};
+use crate::cancellation::Cancellation;
 use crate::kv::KvCache;
-use crate::session::Cancellation;
 use niwaki_bundle::graph::{Input, InputKind};
 use std::cell::RefCell;
 use tract_core::internal::*;

@@ -3,11 +3,11 @@
 //! Every weight is read once for all of them, and none of them changes a bit of another's results
 //! (`docs/arithmetic.md`).
 
-use super::cancellation::Cancellation;
 use super::context::Session;
 use super::engine::Engine;
 use super::error::SessionError;
 use super::rows::Logits;
+use crate::cancellation::Cancellation;
 use crate::kv::KvCache;
 use crate::model::{Entries, ModelError, Part, Profile};
 use niwaki_bundle::graph::{Graph, InputKind, RowSet};
@@ -136,21 +136,18 @@ impl Engine {
             .iter_mut()
             .find_map(|sequence| sequence.profile.take());
         let result = run_all(self, &mut sequences, cancellation, profile.as_mut());
-        let whole = |source| BatchError { step: None, source };
         if let (Some(profile), Ok(())) = (&mut profile, &result) {
             profile.add_append(start.elapsed());
         }
         if let Some(first) = sequences.first_mut() {
             *first.profile = profile;
         }
-        if let Err(error) = result {
+        if let Err(source) = result {
             sequences.iter_mut().for_each(Sequence::restore);
-            return Err(whole(error));
+            return Err(BatchError { step: None, source });
         }
-        sequences
-            .into_iter()
-            .map(|sequence| sequence.outputs(self).map_err(whole))
-            .collect()
+        let outputs = sequences.into_iter();
+        Ok(outputs.map(|sequence| sequence.outputs(self)).collect())
     }
 }
 
@@ -293,7 +290,7 @@ impl<'a> Sequence<'a> {
         self.tokens.truncate(self.before);
     }
 
-    fn outputs(self, engine: &Engine) -> Result<Outputs, SessionError> {
+    fn outputs(self, engine: &Engine) -> Outputs {
         let graph = engine.graph();
         let values = self.results.into_iter().zip(&graph.outputs);
         let values = values.map(|(results, output)| match results {
@@ -301,10 +298,10 @@ impl<'a> Sequence<'a> {
             Results::Pieces(pieces) => Logits::gathered(pieces, width(graph, output.node)),
             Results::Nothing => Logits::gathered(Vec::new(), width(graph, output.node)),
         });
-        Ok(Outputs {
+        Outputs {
             values: values.collect(),
             graph: graph.clone(),
-        })
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! A context: tokens go in, logits come out.
 
 use super::batch::{BatchStep, LogitsFor, Outputs};
-use super::cancellation::Cancellation;
 use super::engine::Engine;
 use super::error::SessionError;
 use super::rows::Logits;
+use crate::cancellation::Cancellation;
 use crate::kv::KvCache;
 use crate::model::{Entries, Profile};
 use niwaki_bundle::graph::Output;

@@ -1,7 +1,6 @@
 //! Engines, sessions, and what they cost.
 
 mod batch;
-mod cancellation;
 mod context;
 mod engine;
 mod error;
@@ -12,7 +11,6 @@ mod threads;
 mod workspaces;
 
 pub use batch::{BatchError, BatchStep, LogitsFor, Outputs};
-pub use cancellation::{Cancellation, OnCancel};
 pub use context::{Session, SessionCheckpoint};
 pub use engine::{Engine, OpenError, OpenOptions};
 pub use error::SessionError;

@@ -1,8 +1,8 @@
 //! What `niwaki build` and `niwaki quantize` say of matrices: what happened to which, and what to beware of.
 
 use crate::terminal::{self, Table};
+use niwaki_convert::plan::Bits;
 use niwaki_convert::plan::{LeftNode, Plan, Weights, Wishes};
-use niwaki_convert::quantize::Bits;
 use std::path::Path;
 
 /// Matrices of one kind that fare alike, line by line.

@@ -1,8 +1,8 @@
 //! A matrix as the plan says, in the order that the kernels read.
 
 use super::BuildError;
-use crate::float_rows::FloatRows;
 use crate::lower::{Matrix, RowsOut};
+use crate::onnx::FloatRows;
 use crate::panels::each_panel;
 use crate::plan::Fate;
 use crate::quantize::{Quantizer, ScaleGrid, Target};

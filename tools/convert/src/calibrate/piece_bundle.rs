@@ -2,7 +2,7 @@
 
 use super::pieces::Pieces;
 use super::{CalibrateError, Replacements};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::panels::each_panel;
 use niwaki_bundle::Manifest;
 use niwaki_bundle::graph::{

@@ -1,7 +1,7 @@
 //! The constants of a lowered graph: matrices as the export stores them, and vectors.
 
 use super::matrix::{MatrixSource, RowsOut};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::onnx::OnnxError;
 use niwaki_bundle::RowOrigin;
 use niwaki_bundle::graph::{MatrixId, VectorId};

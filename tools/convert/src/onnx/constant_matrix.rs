@@ -9,7 +9,7 @@ use super::{
     map::release,
     proto::{GraphProto, NodeProto},
 };
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 
 /// Longer chains of casts and transposes than any exporter writes.
 const MAX_CHAIN: usize = 64;

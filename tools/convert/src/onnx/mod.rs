@@ -2,7 +2,7 @@
 //!
 //! - `proto`: the protobuf messages; `node` adds readers of attributes to them
 //! - `model`, `tensor`, `external`: a model on disk and its tensors, mapped and never copied
-//! - `constant_matrix`: the constant matrix behind a node's input, read row by row
+//! - `float_rows`: float matrices read in runs of rows; `constant_matrix`: the one behind a node's input
 //! - `order`, `functions`: sorted nodes, and model-local functions inlined
 //! - `evaluate`: one node on given values, through tract
 //! - `write`: a model back to disk; `spool`: tensors that are made meanwhile
@@ -11,6 +11,7 @@ mod constant_matrix;
 mod error;
 mod evaluate;
 mod external;
+mod float_rows;
 mod functions;
 mod map;
 mod model;
@@ -31,6 +32,7 @@ mod write;
 pub(crate) use constant_matrix::{ChannelRows, Matrix, Producers};
 pub use error::OnnxError;
 pub use evaluate::evaluate_node;
+pub use float_rows::{FloatRows, Floats};
 pub use map::{map_file, release, release_all};
 pub use model::OnnxModel;
 pub use order::{sorted_nodes, used_names};

@@ -1,7 +1,6 @@
 //! The rules: what becomes of a matrix, and why.
 
-use super::{MatrixKind, Weights, Wishes};
-use crate::quantize::Bits;
+use super::{Bits, MatrixKind, Weights, Wishes};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;

@@ -58,7 +58,7 @@ impl PlanLine<'_> {
 mod tests {
     use super::super::{Fate, Reason};
     use super::*;
-    use crate::quantize::Bits;
+    use crate::plan::Bits;
 
     #[test]
     fn matrices_that_fare_alike_are_one_line() {

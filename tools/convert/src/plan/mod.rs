@@ -1,23 +1,25 @@
 //! What happens to which matrix, decided before any is read.
 //!
 //! - `kind`: what a matrix is for
+//! - `bits`: widths of integers
 //! - `wishes`: what is asked for
 //! - `fate`: the rules: what becomes of a matrix, and why
 //! - `lines`: the plan as people read it
 //!
 //! `niwaki build` and `niwaki quantize` make a plan by the same rules, print it, and do what it says.
 
+mod bits;
 mod fate;
 mod kind;
 mod lines;
 mod wishes;
 
+pub use bits::Bits;
 pub use fate::{Fate, FloatType, Reason, decide};
 pub use kind::{MatrixKind, kinds, kinds_by_node};
 pub use lines::PlanLine;
 pub use wishes::{Weights, Wishes};
 
-use crate::quantize::Bits;
 use serde::Serialize;
 
 /// What happens to every matrix of a model.

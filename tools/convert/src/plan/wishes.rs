@@ -1,6 +1,6 @@
 //! What is asked for.
 
-use crate::quantize::Bits;
+use super::Bits;
 use serde::Serialize;
 
 /// How matrices are stored that the export stores as floats. Matrices that the export has already quantized are always

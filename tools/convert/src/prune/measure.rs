@@ -3,8 +3,8 @@
 use super::PruneError;
 use super::selection::{Pattern, prune_rows};
 use crate::calibrate::{Calibration, Follow, Pass, Replacements, SquareSums};
-use crate::float_rows::FloatRows;
 use crate::lower::{Lowered, Matrix};
+use crate::onnx::FloatRows;
 use crate::onnx::OnnxError;
 use crate::plan::kinds;
 use niwaki_bundle::graph::{MatrixId, Op};

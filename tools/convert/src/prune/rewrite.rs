@@ -3,7 +3,7 @@
 use super::measure::{Importance, Importances};
 use super::selection::{Pattern, scores, select};
 use super::{PruneError, PruneReport, PrunedMatrix};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::onnx::{
     ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers, Spool,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto},

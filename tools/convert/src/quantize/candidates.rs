@@ -1,7 +1,7 @@
 //! The matrices of an ONNX model: those that can be quantized, and those that cannot, with the reason.
 
 use super::{BLOCK, Bits, QuantizeOptions, Quantizer};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::onnx::{
     ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers,
     proto::{GraphProto, NodeProto, TensorProto},

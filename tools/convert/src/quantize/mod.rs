@@ -18,7 +18,8 @@ mod store;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub use quantizer::{Bits, QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target};
+pub use crate::plan::Bits;
+pub use quantizer::{QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target};
 
 use crate::lower::ModelFacts;
 use crate::onnx::OnnxModel;

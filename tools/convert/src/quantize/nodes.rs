@@ -2,7 +2,7 @@
 
 use super::store::{QuantizedTensors, Store};
 use super::{BLOCK, Bits, QuantizeError};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::onnx::{
     ChannelRows, DataType,
     proto::{AttributeProto, NodeProto, attribute_proto::AttributeType},

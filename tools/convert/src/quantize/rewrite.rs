@@ -4,8 +4,8 @@ use super::candidates::{Candidate, Found, Use};
 use super::nodes::{Form, lookup_nodes, product_nodes};
 use super::store::Store;
 use super::{Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedMatrix, Quantizer};
-use crate::float_rows::FloatRows;
 use crate::memory::give_back_freed;
+use crate::onnx::FloatRows;
 use crate::onnx::{
     OnnxModel,
     proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto},

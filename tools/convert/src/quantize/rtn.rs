@@ -2,7 +2,7 @@
 
 use super::{BLOCK, Bits, QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target};
 use crate::calibrate::Statistics;
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::panels::{PANEL_ROWS, panels};
 use half::{bf16, f16};
 use rayon::prelude::*;

@@ -3,7 +3,7 @@
 use super::candidates::{Candidate, Use};
 use super::operators::{pack_gather_row, pack_matmul_row};
 use super::{BLOCK, Bits, QuantizeError, Quantizer, ScaleGrid, Target};
-use crate::float_rows::FloatRows;
+use crate::onnx::FloatRows;
 use crate::onnx::{
     DataType, Spool,
     proto::{GraphProto, TensorProto},

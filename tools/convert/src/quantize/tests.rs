@@ -8,7 +8,7 @@ use super::{
     BLOCK, Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
     ScaleGrid, Target, quantize_model, rtn::RoundToNearest,
 };
-use crate::float_rows::Floats;
+use crate::onnx::Floats;
 use crate::onnx::{
     DataType, OnnxModel,
     proto::{GraphProto, NodeProto, TensorProto},

@@ -1,6 +1,6 @@
 //! Float matrices that are read in runs of rows, so that none has to be in memory whole.
 
-use crate::onnx::OnnxError;
+use super::OnnxError;
 use std::ops::Range;
 
 /// A matrix of floats: one row per output channel. Reading is cheap to repeat and may happen on several threads.
