@@ -4,9 +4,9 @@
 
 use niwaki::{Engine, GenerateOptions, OpenOptions};
 use std::error::Error;
-use std::time::{Duration, Instant};
 
-const ENOUGH: Duration = Duration::from_millis(300);
+/// The reader of this example has had enough after so many bytes.
+const ENOUGH_BYTES: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -19,14 +19,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokenizer = engine.tokenizer().ok_or("the bundle has no tokenizer")?;
     let prompt = tokenizer.encode(&prompt, true)?;
 
-    let start = Instant::now();
     let options = GenerateOptions::default().with_max_new_tokens(100_000);
     let mut stream = engine.session()?.into_stream(prompt, options);
     // What a button would hold. Dropping the stream cancels, too.
     let cancellation = stream.cancellation().clone();
+    let mut read_bytes = 0;
     for token in stream.by_ref() {
-        print!("{}", token?.text);
-        if start.elapsed() > ENOUGH {
+        let text = token?.text;
+        print!("{text}");
+        read_bytes += text.len();
+        if read_bytes > ENOUGH_BYTES {
             cancellation.cancel();
         }
     }
