@@ -10,7 +10,7 @@ cargo build --quiet --release
 # The static library keeps its symbols, by which bindgen finds the interface.
 library=$(bindings/target-folder.sh)/release/libniwaki_bindings.a
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
-  generate "$library" --language kotlin --out-dir "$folder" --no-format --config bindings/uniffi.toml
+  generate "$library" --language kotlin --out-dir "$folder" --no-format --config bindings/bindgen.toml
 
 # UniFFI makes everything public. The compiler's explicit API mode fails on whatever this would miss.
 sed -i.public -E '

@@ -10,7 +10,7 @@ library=$(bindings/target-folder.sh)/release/libniwaki_bindings.a
 generated=$(mktemp -d)
 trap 'rm -rf "$generated"' EXIT
 cargo run --quiet --release -p niwaki-uniffi-bindgen -- \
-  generate "$library" --language swift --out-dir "$generated" --no-format --config bindings/uniffi.toml
+  generate "$library" --language swift --out-dir "$generated" --no-format --config bindings/bindgen.toml
 
 # put FILE: keeps what has not changed, so that Swift compiles it once.
 put() {

@@ -125,6 +125,16 @@ class Checks:
                 report = f"the bundle's perplexity {own:.4f} is {apart:+.3%} from onnxruntime's"
                 self.line("PASS" if abs(apart) <= 0.01 else "FAIL", folder.name, weights, report)
 
+    def refused(self, name, model):
+        """A model that the exporter quantized: there is nothing to do, and no file may come of it."""
+        for weights in self.weights:
+            with tempfile.TemporaryDirectory() as scratch:
+                target = pathlib.Path(scratch) / "out.onnx"
+                command = [self.niwaki, "quantize", str(model), "-o", str(target), "--weights", weights]
+                said = subprocess.run(command, capture_output=True, text=True)
+                good = said.returncode != 0 and "quantized already" in said.stderr and not target.exists()
+                self.line("PASS" if good else "FAIL", name, weights, "refused: it is quantized already" if good else said.stderr)
+
     def own_perplexity(self, folder, weights, text, bundle):
         """What `niwaki eval` says of the bundle that `niwaki build` makes with the same weights."""
         build = [self.niwaki, "build", str(folder), "-o", str(bundle), "--weights", weights]
@@ -142,6 +152,8 @@ class Checks:
         except Exception as error:
             self.line("SKIP", folder.name, "", f"the original does not run like this: {str(error)[:120]}")
             return
+        if folder.name.endswith("--int4"):
+            return self.refused(folder.name, model)
         for weights in self.weights:
             with tempfile.TemporaryDirectory() as scratch:
                 try:

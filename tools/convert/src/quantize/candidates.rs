@@ -417,7 +417,7 @@ impl Constant<'_> {
             | DataType::Uint4
             | DataType::Int2
             | DataType::Uint2
-                if self.is_quantized_weight() =>
+                if self.reads_quantized_weights() =>
             {
                 Reason::Quantized
             }
@@ -447,11 +447,12 @@ impl Constant<'_> {
     /// Why floats are left; `None` where they are no weights.
     fn obstacle(&self, dimensions: usize) -> Option<Cow<'static, str>> {
         let operator = self.node.op_type();
-        // Tables of angles and masks.
-        if matches!(
+        // Tables of angles and masks; scales of what is quantized.
+        let is_no_weight = matches!(
             operator,
             "RotaryEmbedding" | "GroupQueryAttention" | "MultiHeadAttention" | "Where" | "Constant"
-        ) {
+        );
+        if is_no_weight || (self.reads_quantized_weights() && operator != "Gather") {
             return None;
         }
         if self.in_body {
@@ -473,7 +474,7 @@ impl Constant<'_> {
         })
     }
 
-    fn is_quantized_weight(&self) -> bool {
+    fn reads_quantized_weights(&self) -> bool {
         matches!(
             self.node.op_type(),
             "MatMulNBits"
