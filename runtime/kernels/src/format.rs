@@ -1,5 +1,6 @@
 //! How a weight matrix lies in memory, and views of packed bytes that were checked against it.
 
+use crate::codebook::Codebook;
 use half::f16;
 use std::ops::Range;
 use thiserror::Error;
@@ -21,6 +22,8 @@ pub enum Element {
     Int8,
     /// Signed 4-bit integer, -8 to 7, with a scale per block.
     Int4,
+    /// 4-bit code of a value in the matrix's [`Codebook`], with a scale per block.
+    Codebook4,
 }
 
 /// What the scale of a block is stored as.
@@ -107,6 +110,17 @@ pub enum LayoutError {
         /// Whether the format has them.
         expected: bool,
     },
+    /// A codebook was given for a format without one, or is missing.
+    #[error("codebook given: {given}, codebook in the format: {expected}")]
+    Codebook {
+        /// Whether the caller gave a codebook.
+        given: bool,
+        /// Whether the format has one.
+        expected: bool,
+    },
+    /// Codes with other blocks, other scales, or zero points.
+    #[error("a matrix with a codebook has blocks of 32, f16 scales and no zero points")]
+    CodebookFormat,
     /// A float format where an integer one is needed, or the reverse.
     #[error("element type {0:?} does not fit this packing function")]
     Element(Element),
@@ -121,6 +135,8 @@ impl MatrixFormat {
     pub const INT8: Self = Self::symmetric(Element::Int8);
     /// Symmetric 4-bit, blocks of 32, binary16 scales.
     pub const INT4: Self = Self::symmetric(Element::Int4);
+    /// 4-bit codes of values in a codebook, blocks of 32, binary16 scales of either sign: the only format with a codebook.
+    pub const CODEBOOK4: Self = Self::symmetric(Element::Codebook4);
 
     const fn float(element: Element) -> Self {
         Self {
@@ -142,10 +158,10 @@ impl MatrixFormat {
 
     /// Whether the elements are integers with scales.
     pub const fn is_quantized(&self) -> bool {
-        matches!(self.element, Element::Int8 | Element::Int4)
+        !matches!(self.element, Element::F32 | Element::F16)
     }
 
-    /// Bytes of a packed matrix; `None` if that number overflows or the block size is not 16 or 32.
+    /// Bytes of a packed matrix; `None` if that number overflows or there is no such format.
     pub fn size_bytes(&self, rows: usize, cols: usize) -> Option<usize> {
         rows.div_ceil(ROWS).checked_mul(self.group_bytes(cols)?)
     }
@@ -155,10 +171,8 @@ impl MatrixFormat {
         match self.element {
             Element::F32 => cols.checked_mul(ROWS * 4),
             Element::F16 => cols.checked_mul(ROWS * 2),
-            Element::Int8 | Element::Int4 => {
-                if self.block != 16 && self.block != 32 {
-                    return None;
-                }
+            Element::Int8 | Element::Int4 | Element::Codebook4 => {
+                self.check_quantized().ok()?;
                 cols.div_ceil(self.block).checked_mul(self.tile_bytes())
             }
         }
@@ -172,7 +186,7 @@ impl MatrixFormat {
     /// Bytes of the integers of one tile.
     pub(crate) const fn quants_bytes(&self) -> usize {
         match self.element {
-            Element::Int4 => ROWS * self.block / 2,
+            Element::Int4 | Element::Codebook4 => ROWS * self.block / 2,
             _ => ROWS * self.block,
         }
     }
@@ -191,11 +205,22 @@ impl MatrixFormat {
     }
 
     pub(crate) fn checked_size(&self, rows: usize, cols: usize) -> Result<usize, LayoutError> {
-        if self.is_quantized() && self.block != 16 && self.block != 32 {
-            return Err(LayoutError::Block(self.block));
+        if self.is_quantized() {
+            self.check_quantized()?;
         }
         self.size_bytes(rows, cols)
             .ok_or(LayoutError::TooLarge { rows, cols })
+    }
+
+    /// Whether there is such a format of integers.
+    fn check_quantized(&self) -> Result<(), LayoutError> {
+        if self.element == Element::Codebook4 && *self != Self::CODEBOOK4 {
+            return Err(LayoutError::CodebookFormat);
+        }
+        match self.block {
+            16 | 32 => Ok(()),
+            block => Err(LayoutError::Block(block)),
+        }
     }
 }
 
@@ -205,21 +230,49 @@ pub struct Matrix<'a> {
     format: MatrixFormat,
     rows: usize,
     cols: usize,
+    codebook: Option<Codebook>,
     bytes: &'a [u8],
 }
 
 impl<'a> Matrix<'a> {
-    /// Views `bytes` as a packed matrix. They may start at any address.
+    /// Views `bytes` as a packed matrix without a codebook. They may start at any address.
     ///
     /// # Errors
-    /// If the format is not supported, the matrix has no elements, or `bytes` does not have exactly the
-    /// length that the format prescribes.
+    /// If the format is not supported or has a codebook, the matrix has no elements, or `bytes` does not have
+    /// exactly the length that the format prescribes.
     pub fn new(
         format: MatrixFormat,
         rows: usize,
         cols: usize,
         bytes: &'a [u8],
     ) -> Result<Self, LayoutError> {
+        Self::checked(format, None, rows, cols, bytes)
+    }
+
+    /// Views `bytes` as a packed [`MatrixFormat::CODEBOOK4`] matrix. They may start at any address.
+    ///
+    /// # Errors
+    /// If the matrix has no elements, or `bytes` does not have exactly the length that the format prescribes.
+    pub fn with_codebook(
+        codebook: Codebook,
+        rows: usize,
+        cols: usize,
+        bytes: &'a [u8],
+    ) -> Result<Self, LayoutError> {
+        Self::checked(MatrixFormat::CODEBOOK4, Some(codebook), rows, cols, bytes)
+    }
+
+    fn checked(
+        format: MatrixFormat,
+        codebook: Option<Codebook>,
+        rows: usize,
+        cols: usize,
+        bytes: &'a [u8],
+    ) -> Result<Self, LayoutError> {
+        let (given, expected) = (codebook.is_some(), format.element == Element::Codebook4);
+        if given != expected {
+            return Err(LayoutError::Codebook { given, expected });
+        }
         if rows == 0 || cols == 0 {
             return Err(LayoutError::Empty { rows, cols });
         }
@@ -236,6 +289,7 @@ impl<'a> Matrix<'a> {
             format,
             rows,
             cols,
+            codebook,
             bytes,
         })
     }
@@ -243,6 +297,16 @@ impl<'a> Matrix<'a> {
     /// Storage format.
     pub fn format(&self) -> MatrixFormat {
         self.format
+    }
+
+    /// What its codes stand for, if the format has a codebook.
+    pub fn codebook(&self) -> Option<Codebook> {
+        self.codebook
+    }
+
+    /// What codes of four bits stand for: the codebook, or the integers of int4.
+    pub(crate) fn code_values(&self) -> Codebook {
+        self.codebook.unwrap_or(Codebook::LINEAR)
     }
 
     /// Output channels.
@@ -304,11 +368,13 @@ impl<'a> Matrix<'a> {
                     *value = f16::from_le_bytes(column[lane]).to_f32();
                 }
             }
-            Element::Int8 | Element::Int4 => {
+            Element::Int8 | Element::Int4 | Element::Codebook4 => {
+                let codebook = self.code_values();
                 let tiles = group.chunks(self.format.tile_bytes());
                 for (block, tile) in out.chunks_mut(self.format.block).zip(tiles) {
                     let tile = Tile {
                         format: &self.format,
+                        codebook,
                         bytes: tile,
                     };
                     let (scale, zero_point) = (tile.scale(lane), tile.zero_point(lane));
@@ -322,9 +388,10 @@ impl<'a> Matrix<'a> {
 }
 
 /// 16 rows times one block of an integer matrix.
-pub(crate) struct Tile<'a> {
-    pub(crate) format: &'a MatrixFormat,
-    pub(crate) bytes: &'a [u8],
+struct Tile<'a> {
+    format: &'a MatrixFormat,
+    codebook: Codebook,
+    bytes: &'a [u8],
 }
 
 impl Tile<'_> {
@@ -348,8 +415,9 @@ impl Tile<'_> {
         let position = quant_position(self.format.element, row, k);
         let byte = self.bytes[self.format.quants_offset() + position.byte];
         match self.format.element {
-            Element::Int4 if position.high => i32::from(byte >> 4) - 8,
-            Element::Int4 => i32::from(byte & 15) - 8,
+            Element::Int4 | Element::Codebook4 => {
+                i32::from(self.codebook.look_up(byte)[usize::from(position.high)])
+            }
             _ => i32::from(byte as i8),
         }
     }
@@ -365,7 +433,7 @@ pub(crate) struct QuantPosition {
 /// The order of integers in a tile: chunks of 64 bytes, 4 bytes per row.
 pub(crate) fn quant_position(element: Element, row: usize, k: usize) -> QuantPosition {
     match element {
-        Element::Int4 => QuantPosition {
+        Element::Int4 | Element::Codebook4 => QuantPosition {
             byte: k / 8 * 64 + row * 4 + k % 4,
             high: k % 8 >= 4,
         },

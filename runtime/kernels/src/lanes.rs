@@ -3,8 +3,10 @@
 //! Every float kernel is written once, generically, over these traits, so it computes the same bits on
 //! each instruction set by construction. [`scalar`](crate::scalar) is the readable implementation.
 
+use crate::codebook::Codebook;
 use crate::matmul::Outputs;
 use crate::quantized::QuantizedRows;
+use crate::weights::Weights;
 use std::ops::{Add, Div, Mul, Range, Sub};
 
 /// An instruction set, as a value: having one proves that the CPU supports it.
@@ -87,12 +89,39 @@ pub(crate) trait Simd: Copy + Send + Sync {
         sums: [i32; M],
     ) -> [Self::I; M];
 
-    /// Outputs of the 16 rows `group` of an int4 or int8 matrix (binary16 scales, blocks of 32, no zero
-    /// points) for the first rows of `x`, as many as there is a faster way for than the dot products.
-    /// Hands each to `finish` and returns their number.
+    /// The same for a tile of codes of four bits: the values that they stand for, multiplied as int8 weights are.
+    ///
+    /// # Safety
+    /// 256 bytes must be readable at `quants` and 32 at each of `activations`.
+    #[allow(unsafe_code)]
     #[inline(always)]
-    fn batch<const INT4: bool>(
+    unsafe fn dots_codebook4<const M: usize>(
         self,
+        codebook: Codebook,
+        quants: *const u8,
+        activations: [*const i8; M],
+        sums: [i32; M],
+    ) -> [Self::I; M] {
+        // SAFETY: the caller's promise.
+        let chunks = unsafe { &*quants.cast::<[[u8; 64]; 4]>() };
+        // The lower halves of a chunk's bytes are one of int8, the upper halves the next.
+        let mut values = [[[0; 64]; 2]; 4];
+        for (values, codes) in values.iter_mut().zip(chunks) {
+            for (i, byte) in codes.iter().enumerate() {
+                [values[0][i], values[1][i]] = codebook.look_up(*byte);
+            }
+        }
+        // SAFETY: 512 bytes are there; the activations are the caller's promise.
+        unsafe { self.dots_int8::<M, 8>(values.as_ptr().cast(), activations, sums) }
+    }
+
+    /// Outputs of the 16 rows `group` of a matrix in the [usual format](Weights::FORMAT) for the first rows of
+    /// `x`, as many as there is a faster way for than the dot products. Hands each to `finish` and returns
+    /// their number.
+    #[inline(always)]
+    fn batch<W: Weights>(
+        self,
+        _weights: W,
         _group: &[u8],
         _x: &QuantizedRows,
         _finish: impl FnMut(usize, Self::F),
@@ -100,16 +129,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
         0
     }
 
-    /// Computes `outputs`, consecutive groups of an int4 or int8 matrix for the rows `rows` of `x`, if there is
-    /// a faster way than one group after the other. Returns whether it did.
+    /// Computes `outputs`, consecutive groups of a matrix in the [usual format](Weights::FORMAT) for the rows
+    /// `rows` of `x`, if there is a faster way than one group after the other. Returns whether it did.
     ///
     /// # Safety
-    /// `groups` must be the groups of `outputs`, of a matrix with binary16 scales, blocks of 32, no zero
-    /// points and the columns of `x`. No other thread may access the outputs.
+    /// `groups` must be the groups of `outputs`, of a matrix in that format with the columns of `x`. No other
+    /// thread may access the outputs.
     #[allow(unsafe_code)]
     #[inline(always)]
-    unsafe fn products<const INT4: bool>(
+    unsafe fn products<W: Weights>(
         self,
+        _weights: W,
         _groups: &[u8],
         _x: &QuantizedRows,
         _rows: Range<usize>,

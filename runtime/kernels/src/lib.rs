@@ -27,6 +27,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod attention;
+mod codebook;
 mod dispatch;
 mod format;
 mod functions;
@@ -45,10 +46,12 @@ mod rope;
 mod rounding;
 mod rows;
 mod scalar;
+mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use attention::{AttentionOptions, AttentionScratch};
+pub use codebook::Codebook;
 pub use format::{ACTIVATION_BLOCK, Element, LayoutError, Matrix, MatrixFormat, ROWS, ScaleType};
 pub use functions::Activation;
 pub use isa::Isa;

@@ -8,9 +8,10 @@ use half::f16;
 
 /// Packs `rows x cols` integers.
 ///
-/// `q` is row-major, in the signed domain: -8 to 7 for int4, -128 to 127 for int8. `scales` and
-/// `zero_points` have one entry per row and block, row-major: `rows * ceil(cols / block)`.
-/// A weight's value is `(q - zero_point) * scale`. Padding rows and columns weigh zero.
+/// `q` is row-major, in the signed domain: -8 to 7 for int4, -128 to 127 for int8; with a codebook it holds
+/// the codes, 0 to 15. `scales` and `zero_points` have one entry per row and block, row-major:
+/// `rows * ceil(cols / block)`. A weight's value is `(q - zero_point) * scale`, or `codebook[q] * scale`.
+/// Padding rows and columns weigh zero: their scales are 0, or the activations that they meet.
 ///
 /// # Errors
 /// If a count is wrong, or a value cannot be stored exactly (a scale that binary16 does not hold, an
@@ -43,10 +44,10 @@ pub fn pack_int(
             cols,
         )?;
     }
-    let limits = if format.element == Element::Int4 {
-        -8..=7
-    } else {
-        -128..=127
+    let limits = match format.element {
+        Element::Int4 => -8..=7,
+        Element::Codebook4 => 0..=15,
+        _ => -128..=127,
     };
     for (what, values) in [("integer", q), ("zero point", zero_points.unwrap_or(&[]))] {
         if let Some(index) = values.iter().position(|value| !limits.contains(value)) {
@@ -106,10 +107,18 @@ pub fn pack_int(
                 };
                 let position = quant_position(format.element, lane, k);
                 let byte = &mut quants[position.byte];
-                match (format.element, position.high) {
-                    (Element::Int4, false) => *byte = *byte & 0xf0 | (q + 8) as u8,
-                    (Element::Int4, true) => *byte = *byte & 0x0f | ((q + 8) as u8) << 4,
-                    _ => *byte = q as u8,
+                let code = match format.element {
+                    Element::Int4 => (q + 8) as u8,
+                    Element::Codebook4 => q as u8,
+                    _ => {
+                        *byte = q as u8;
+                        continue;
+                    }
+                };
+                if position.high {
+                    *byte = *byte & 0x0f | code << 4;
+                } else {
+                    *byte = *byte & 0xf0 | code;
                 }
             }
         }

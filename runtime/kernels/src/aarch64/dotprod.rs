@@ -3,11 +3,13 @@
 
 use super::floats::{Floats, Ints};
 use super::products::{Activations, PANEL_ROWS, Products};
-use super::tiles::{TileReader, split_nibbles};
+use super::tiles::{TileReader, split};
 use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
+use crate::format::Element;
 use crate::lanes::Simd;
 use crate::quantized::ActivationTile;
+use crate::weights::Weights;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::array::from_fn;
@@ -285,8 +287,9 @@ impl Products for Dotprod {
     const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
     #[inline(always)]
-    unsafe fn add_tile<const INT4: bool, const LANE: i32>(
+    unsafe fn add_tile<W: Weights, const LANE: i32>(
         tiles: &mut TileReader,
+        codebook: int8x16_t,
         activations: *const i8,
         scales: float32x4_t,
         offsets: int32x4_t,
@@ -296,7 +299,7 @@ impl Products for Dotprod {
         unsafe {
             let row_scales = tiles.row_scales();
             let halves = [vld1q_s8(activations), vld1q_s8(activations.add(16))];
-            let start = if INT4 {
+            let start = if W::ELEMENT == Element::Int4 {
                 vdupq_laneq_s32::<LANE>(offsets)
             } else {
                 vdupq_n_s32(0)
@@ -304,9 +307,9 @@ impl Products for Dotprod {
             let mut dots = [start; 4];
             // Loads are a step ahead, for cores that work in order.
             let mut bytes = tiles.next_64(false);
-            if INT4 {
+            if W::ELEMENT != Element::Int8 {
                 let mut add_octet = |bytes, octet: usize| {
-                    let [first, last] = split_nibbles(bytes);
+                    let [first, last] = split::<W>(codebook, bytes);
                     add_quad(&mut dots, first, halves[octet / 2], 2 * (octet % 2));
                     add_quad(&mut dots, last, halves[octet / 2], 2 * (octet % 2) + 1);
                 };
@@ -332,14 +335,14 @@ impl Products for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut DotTile) {
+    unsafe fn unpack<W: Weights>(tiles: &mut TileReader, codebook: int8x16_t, out: *mut DotTile) {
         // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
             for (i, scales) in tiles.row_scales().into_iter().enumerate() {
                 (&raw mut (*out).0[i / 2].scales[i % 2]).write(scales);
             }
             unrolled!(for octet in [0 1 2 3] {
-                let octets = tiles.signed_octet::<INT4>(octet % 2 == 1);
+                let octets = tiles.signed_octet::<W>(codebook, octet % 2 == 1);
                 for (i, quad) in octets.into_iter().enumerate() {
                     for (four_rows, weights) in quad.into_iter().enumerate() {
                         let eight_rows = &raw mut (*out).0[four_rows / 2].weights;
@@ -351,11 +354,7 @@ impl Products for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn add_panel<const INT4: bool>(
-        tiles: &[DotTile],
-        x: Activations,
-        sums: &mut Self::Sums,
-    ) {
+    unsafe fn add_panel<W: Weights>(tiles: &[DotTile], x: Activations, sums: &mut Self::Sums) {
         if tiles.is_empty() {
             return;
         }

@@ -11,6 +11,7 @@ use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
 use crate::lanes::Simd;
 use crate::quantized::ActivationTile;
+use crate::weights::Weights;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::array::from_fn;
@@ -164,19 +165,22 @@ impl Products for I8mm {
     const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
     #[inline(always)]
-    unsafe fn add_tile<const INT4: bool, const LANE: i32>(
+    unsafe fn add_tile<W: Weights, const LANE: i32>(
         tiles: &mut TileReader,
+        codebook: int8x16_t,
         activations: *const i8,
         scales: float32x4_t,
         offsets: int32x4_t,
         sums: &mut Floats,
     ) {
         // SAFETY: passed on: a CPU with i8mm has dotprod.
-        unsafe { Dotprod::add_tile::<INT4, LANE>(tiles, activations, scales, offsets, sums) };
+        unsafe {
+            Dotprod::add_tile::<W, LANE>(tiles, codebook, activations, scales, offsets, sums)
+        };
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut PairTile) {
+    unsafe fn unpack<W: Weights>(tiles: &mut TileReader, codebook: int8x16_t, out: *mut PairTile) {
         // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
             for (i, four) in tiles.row_scales().into_iter().enumerate() {
@@ -191,7 +195,7 @@ impl Products for I8mm {
                 }
             }
             unrolled!(for octet in [0 1 2 3] {
-                let [first, last] = tiles.signed_octet::<INT4>(octet % 2 == 1);
+                let [first, last] = tiles.signed_octet::<W>(codebook, octet % 2 == 1);
                 for i in 0..4 {
                     let first = vreinterpretq_s32_s8(first[i]);
                     let last = vreinterpretq_s32_s8(last[i]);
@@ -207,11 +211,7 @@ impl Products for I8mm {
     }
 
     #[inline(always)]
-    unsafe fn add_panel<const INT4: bool>(
-        tiles: &[PairTile],
-        x: Activations,
-        sums: &mut Self::Sums,
-    ) {
+    unsafe fn add_panel<W: Weights>(tiles: &[PairTile], x: Activations, sums: &mut Self::Sums) {
         if tiles.is_empty() {
             return;
         }

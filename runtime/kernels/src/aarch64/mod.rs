@@ -65,14 +65,15 @@ macro_rules! shared_methods {
         }
 
         #[inline(always)]
-        fn batch<const INT4: bool>(
+        fn batch<W: crate::weights::Weights>(
             self,
+            weights: W,
             group: &[u8],
             x: &crate::quantized::QuantizedRows,
             finish: impl FnMut(usize, Floats),
         ) -> usize {
             // SAFETY: `self` proves that the CPU has the instructions.
-            unsafe { super::products::multiply::<Self, INT4>(group, x, finish) }
+            unsafe { super::products::multiply::<Self, W>(weights, group, x, finish) }
         }
     };
 }

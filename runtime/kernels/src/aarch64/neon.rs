@@ -6,8 +6,9 @@ use super::products::{Activations, PANEL_ROWS, Products};
 use super::tiles::TileReader;
 use super::{shared_methods, unrolled};
 use crate::dispatch::Work;
-use crate::format::ACTIVATION_BLOCK;
+use crate::format::{ACTIVATION_BLOCK, Element};
 use crate::lanes::Simd;
+use crate::weights::Weights;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -160,8 +161,9 @@ impl Products for Neon {
     const NO_SUMS: Self::Sums = unsafe { std::mem::zeroed() };
 
     #[inline(always)]
-    unsafe fn add_tile<const INT4: bool, const LANE: i32>(
+    unsafe fn add_tile<W: Weights, const LANE: i32>(
         tiles: &mut TileReader,
+        codebook: int8x16_t,
         activations: *const i8,
         scales: float32x4_t,
         offsets: int32x4_t,
@@ -171,14 +173,14 @@ impl Products for Neon {
         unsafe {
             let row_scales = tiles.row_scales();
             let a = broadcast([vld1q_s8(activations), vld1q_s8(activations.add(16))]);
-            let dots = if INT4 {
+            let dots = if W::ELEMENT == Element::Int4 {
                 // All products of a row are added in 16 bits: 8 of them per lane and 16 per pair of
                 // neighbours, each at most 15 * 127.
-                let [first, last] = tiles.octet::<true>(false);
+                let [first, last] = tiles.octet::<W>(codebook, false);
                 let mut rows: [_; 4] = from_fn(|i| products(first[i], a[0]));
                 rows = from_fn(|i| add_products(rows[i], last[i], a[1]));
                 unrolled!(for octet in [1 2 3] {
-                    let [first, last] = tiles.octet::<true>(octet % 2 == 1);
+                    let [first, last] = tiles.octet::<W>(codebook, octet % 2 == 1);
                     rows = from_fn(|i| add_products(rows[i], first[i], a[2 * octet]));
                     rows = from_fn(|i| add_products(rows[i], last[i], a[2 * octet + 1]));
                 });
@@ -193,9 +195,9 @@ impl Products for Neon {
                     })
                 };
                 let mut rows =
-                    pairs(tiles.octet::<false>(false), 0).map(|rows| rows.map(add_pairs));
+                    pairs(tiles.octet::<W>(codebook, false), 0).map(|rows| rows.map(add_pairs));
                 unrolled!(for octet in [1 2 3] {
-                    let pairs = pairs(tiles.octet::<false>(false), octet);
+                    let pairs = pairs(tiles.octet::<W>(codebook, false), octet);
                     for (rows, pairs) in rows.iter_mut().zip(pairs) {
                         rows[0] = accumulate_pairs(rows[0], pairs[0]);
                         rows[1] = accumulate_pairs(rows[1], pairs[1]);
@@ -211,12 +213,12 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut NeonTile) {
+    unsafe fn unpack<W: Weights>(tiles: &mut TileReader, codebook: int8x16_t, out: *mut NeonTile) {
         // SAFETY: the caller's promise; all numbers of the tile are written.
         unsafe {
             (&raw mut (*out).scales).write(tiles.row_scales());
             unrolled!(for octet in [0 1 2 3] {
-                let octets = tiles.signed_octet::<INT4>(octet % 2 == 1);
+                let octets = tiles.signed_octet::<W>(codebook, octet % 2 == 1);
                 for (i, quad) in octets.into_iter().enumerate() {
                     for (four_rows, weights) in quad.into_iter().enumerate() {
                         (&raw mut (*out).weights[four_rows][2 * octet + i]).write(weights);
@@ -227,11 +229,7 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    unsafe fn add_panel<const INT4: bool>(
-        tiles: &[NeonTile],
-        x: Activations,
-        sums: &mut Self::Sums,
-    ) {
+    unsafe fn add_panel<W: Weights>(tiles: &[NeonTile], x: Activations, sums: &mut Self::Sums) {
         for ((values, scales), sums) in x.values.into_iter().zip(x.scales).zip(sums) {
             let mut running = *sums;
             for (block, tile) in tiles.iter().enumerate() {
@@ -242,7 +240,7 @@ impl Products for Neon {
                     let scale = vld1q_dup_f32(scales.add(block));
                     let mut weights = TileReader::new((&raw const tile.weights).cast());
                     unrolled!(for four_rows in [0 1 2 3] {
-                        let dots = dots::<INT4>([weights.next_64(false), weights.next_64(true)], &a);
+                        let dots = dots::<W>([weights.next_64(false), weights.next_64(true)], &a);
                         let scale = vmulq_f32(tile.scales[four_rows], scale);
                         running[four_rows] = vfmaq_f32(running[four_rows], vcvtq_f32_s32(dots), scale);
                     });
@@ -260,11 +258,11 @@ impl Products for Neon {
 
 /// The dot products of four rows of weights, of -8 to 7 if they are int4, and a block of activations.
 #[inline(always)]
-fn dots<const INT4: bool>(weights: [[int8x16_t; 4]; 2], a: &[int8x16_t; 8]) -> int32x4_t {
+fn dots<W: Weights>(weights: [[int8x16_t; 4]; 2], a: &[int8x16_t; 8]) -> int32x4_t {
     let [[w0, w1, w2, w3], [w4, w5, w6, w7]] = weights;
     // SAFETY: NEON is always there.
     unsafe {
-        if INT4 {
+        if W::ELEMENT == Element::Int4 {
             // All products of a row are added in 16 bits.
             let rows = add_products(products(w0, a[0]), w1, a[1]);
             let rows = add_products(add_products(rows, w2, a[2]), w3, a[3]);

@@ -1,15 +1,16 @@
 //! Products of matrices in the usual formats, over what integer instructions there are.
 //!
 //! A single row of activations is multiplied with the tiles as they are stored. For more rows, the tiles of a
-//! panel of columns are first brought into the order, and int4 weights to the eight bits, that the instructions
+//! panel of columns are first brought into the order, and weights of four bits to the eight bits, that the instructions
 //! take them in; then all rows are multiplied with the panel, four at a time, while it is in the first-level cache.
 #![allow(unsafe_code)]
 
 use super::floats::Floats;
-use super::tiles::{TileReader, tile_bytes};
+use super::tiles::{TileReader, load_codebook};
 use crate::format::ACTIVATION_BLOCK;
 use crate::lanes::Simd;
 use crate::quantized::{ActivationTile, QuantizedRows};
+use crate::weights::Weights;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -51,8 +52,9 @@ pub(super) trait Products: Simd {
     ///
     /// # Safety
     /// The CPU must have the instructions; a tile must be readable, and 32 bytes at `activations`.
-    unsafe fn add_tile<const INT4: bool, const LANE: i32>(
+    unsafe fn add_tile<W: Weights, const LANE: i32>(
         tiles: &mut TileReader,
+        codebook: int8x16_t,
         activations: *const i8,
         scales: float32x4_t,
         offsets: int32x4_t,
@@ -63,42 +65,40 @@ pub(super) trait Products: Simd {
     ///
     /// # Safety
     /// The CPU must have the instructions; a tile must be readable, and `out` be writable.
-    unsafe fn unpack<const INT4: bool>(tiles: &mut TileReader, out: *mut Self::Tile);
+    unsafe fn unpack<W: Weights>(tiles: &mut TileReader, codebook: int8x16_t, out: *mut Self::Tile);
 
     /// Adds the products of four rows of activations and consecutive tiles, which `x` is at.
     ///
     /// # Safety
     /// The CPU must have the instructions; `x` must have a block for each tile.
-    unsafe fn add_panel<const INT4: bool>(
-        tiles: &[Self::Tile],
-        x: Activations,
-        sums: &mut Self::Sums,
-    );
+    unsafe fn add_panel<W: Weights>(tiles: &[Self::Tile], x: Activations, sums: &mut Self::Sums);
 
     /// The sums of each row of activations.
     fn outputs(sums: &Self::Sums) -> [Floats; PANEL_ROWS];
 }
 
-/// Outputs of the 16 rows `group` of an int4 or int8 matrix for each row of `x`, handed to `finish`.
+/// Outputs of the 16 rows `group` of a matrix in the usual format for each row of `x`, handed to `finish`.
 ///
 /// # Safety
 /// The CPU must have the instructions of `P`.
 #[inline(always)]
-pub(super) unsafe fn multiply<P: Products, const INT4: bool>(
+pub(super) unsafe fn multiply<P: Products, W: Weights>(
+    weights: W,
     group: &[u8],
     x: &QuantizedRows,
     mut finish: impl FnMut(usize, Floats),
 ) -> usize {
+    let codebook = load_codebook(weights.codebook());
     let rows = x.rows();
     let mut row = 0;
     let panels = !P::INTERLEAVED || x.is_interleaved();
     while panels && row + PANEL_ROWS <= rows {
         // SAFETY: the caller's promise.
-        row = unsafe { some_rows::<P, INT4>(group, x, row, &mut finish) };
+        row = unsafe { some_rows::<P, W>(codebook, group, x, row, &mut finish) };
     }
     while row < rows {
         // SAFETY: the caller's promise.
-        finish(row, unsafe { one_row::<P, INT4>(group, x, row) });
+        finish(row, unsafe { one_row::<P, W>(codebook, group, x, row) });
         row += 1;
     }
     rows
@@ -107,12 +107,13 @@ pub(super) unsafe fn multiply<P: Products, const INT4: bool>(
 /// # Safety
 /// The CPU must have the instructions of `P`.
 #[inline(always)]
-unsafe fn one_row<P: Products, const INT4: bool>(
+unsafe fn one_row<P: Products, W: Weights>(
+    codebook: int8x16_t,
     group: &[u8],
     x: &QuantizedRows,
     row: usize,
 ) -> Floats {
-    let blocks = group.len() / tile_bytes::<INT4>();
+    let blocks = group.len() / W::TILE_BYTES;
     let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
     // The width of `x` is that of the matrix, so this holds.
     assert!(blocks == scales.len());
@@ -124,18 +125,39 @@ unsafe fn one_row<P: Products, const INT4: bool>(
     unsafe {
         for _ in 0..blocks / 4 {
             let (d, offsets) = (vld1q_f32(scales), vmulq_n_s32(vld1q_s32(sums), -8));
-            P::add_tile::<INT4, 0>(&mut tiles, values, d, offsets, &mut outputs);
+            P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
             finish_tile(&mut outputs);
-            P::add_tile::<INT4, 1>(&mut tiles, values.add(32), d, offsets, &mut outputs);
+            P::add_tile::<W, 1>(
+                &mut tiles,
+                codebook,
+                values.add(32),
+                d,
+                offsets,
+                &mut outputs,
+            );
             finish_tile(&mut outputs);
-            P::add_tile::<INT4, 2>(&mut tiles, values.add(64), d, offsets, &mut outputs);
+            P::add_tile::<W, 2>(
+                &mut tiles,
+                codebook,
+                values.add(64),
+                d,
+                offsets,
+                &mut outputs,
+            );
             finish_tile(&mut outputs);
-            P::add_tile::<INT4, 3>(&mut tiles, values.add(96), d, offsets, &mut outputs);
+            P::add_tile::<W, 3>(
+                &mut tiles,
+                codebook,
+                values.add(96),
+                d,
+                offsets,
+                &mut outputs,
+            );
             (values, scales, sums) = (values.add(128), scales.add(4), sums.add(4));
         }
         for _ in 0..blocks % 4 {
             let (d, offsets) = (vld1q_dup_f32(scales), vdupq_n_s32(-8 * *sums));
-            P::add_tile::<INT4, 0>(&mut tiles, values, d, offsets, &mut outputs);
+            P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
             (values, scales, sums) = (values.add(32), scales.add(1), sums.add(1));
         }
     }
@@ -165,13 +187,14 @@ fn finish_tile(sums: &mut Floats) {
 /// # Safety
 /// The CPU must have the instructions of `P`; there must be four rows.
 #[inline(always)]
-unsafe fn some_rows<P: Products, const INT4: bool>(
+unsafe fn some_rows<P: Products, W: Weights>(
+    codebook: int8x16_t,
     group: &[u8],
     x: &QuantizedRows,
     row: usize,
     finish: &mut impl FnMut(usize, Floats),
 ) -> usize {
-    let blocks = group.len() / tile_bytes::<INT4>();
+    let blocks = group.len() / W::TILE_BYTES;
     let batches = ((x.rows() - row) / PANEL_ROWS).min(MAX_BATCHES);
     let rows = row..row + PANEL_ROWS * batches;
     let (values, scales) = x.consecutive(rows.clone());
@@ -189,7 +212,7 @@ unsafe fn some_rows<P: Products, const INT4: bool>(
         let tiles = &mut panel[..PANEL_TILES.min(blocks - first)];
         for tile in &mut *tiles {
             // SAFETY: the loops go over `blocks` tiles; the instructions are the caller's promise.
-            unsafe { P::unpack::<INT4>(&mut reader, tile.as_mut_ptr()) };
+            unsafe { P::unpack::<W>(&mut reader, codebook, tile.as_mut_ptr()) };
         }
         // SAFETY: all were written.
         let tiles = unsafe { tiles.assume_init_ref() };
@@ -203,7 +226,7 @@ unsafe fn some_rows<P: Products, const INT4: bool>(
                     scales: from_fn(|m| scales.as_ptr().add(block(m))),
                     interleaved: interleaved.as_ptr().wrapping_add(batch * blocks + first),
                 };
-                P::add_panel::<INT4>(tiles, x, sums);
+                P::add_panel::<W>(tiles, x, sums);
             }
         }
     }

@@ -2,17 +2,17 @@
 #![allow(unsafe_code)]
 
 use super::floats::Floats;
-use crate::format::MatrixFormat;
+use crate::codebook::Codebook;
+use crate::format::Element;
+use crate::weights::Weights;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Bytes of a tile.
-pub(super) const fn tile_bytes<const INT4: bool>() -> usize {
-    if INT4 {
-        MatrixFormat::INT4.tile_bytes()
-    } else {
-        MatrixFormat::INT8.tile_bytes()
-    }
+/// The values of a codebook, by their codes.
+#[inline(always)]
+pub(super) fn load_codebook(codebook: Codebook) -> int8x16_t {
+    // SAFETY: a codebook is 16 bytes; NEON is always there.
+    unsafe { vld1q_s8(codebook.values().as_ptr()) }
 }
 
 /// Reads tiles from their first byte to their last, one instruction for 64 bytes: the compiler would make two
@@ -61,13 +61,16 @@ impl TileReader {
     /// # Safety
     /// 64 bytes must be readable, 128 of an int8 tile.
     #[inline(always)]
-    pub(super) unsafe fn octet<const INT4: bool>(&mut self, odd: bool) -> [[int8x16_t; 4]; 2] {
+    pub(super) unsafe fn octet<W: Weights>(
+        &mut self,
+        codebook: int8x16_t,
+        odd: bool,
+    ) -> [[int8x16_t; 4]; 2] {
         // SAFETY: passed on.
         unsafe {
-            if INT4 {
-                split_nibbles(self.next_64(odd))
-            } else {
-                [self.next_64(false), self.next_64(true)]
+            match W::ELEMENT {
+                Element::Int8 => [self.next_64(false), self.next_64(true)],
+                _ => split::<W>(codebook, self.next_64(odd)),
             }
         }
     }
@@ -77,15 +80,16 @@ impl TileReader {
     /// # Safety
     /// As for [`octet`](Self::octet).
     #[inline(always)]
-    pub(super) unsafe fn signed_octet<const INT4: bool>(
+    pub(super) unsafe fn signed_octet<W: Weights>(
         &mut self,
+        codebook: int8x16_t,
         odd: bool,
     ) -> [[int8x16_t; 4]; 2] {
         // SAFETY: passed on; NEON is always there.
         unsafe {
-            let [[a, b, c, d], [e, f, g, h]] = self.octet::<INT4>(odd);
+            let [[a, b, c, d], [e, f, g, h]] = self.octet::<W>(codebook, odd);
             let signed = |weights| {
-                if INT4 {
+                if W::ELEMENT == Element::Int4 {
                     vsubq_s8(weights, vdupq_n_s8(8))
                 } else {
                     weights
@@ -117,23 +121,28 @@ impl TileReader {
     }
 }
 
-/// The lower and the upper four bits of each byte.
+/// What the lower and the upper four bits of each byte stand for. Int4 weights are `q + 8`.
 #[inline(always)]
-pub(super) fn split_nibbles(bytes: [int8x16_t; 4]) -> [[int8x16_t; 4]; 2] {
+pub(super) fn split<W: Weights>(codebook: int8x16_t, bytes: [int8x16_t; 4]) -> [[int8x16_t; 4]; 2] {
+    let weight = |code| match W::ELEMENT {
+        // SAFETY: NEON is always there.
+        Element::Codebook4 => unsafe { vqtbl1q_s8(codebook, vreinterpretq_u8_s8(code)) },
+        _ => code,
+    };
     // Written out: `map` is left as a call, and a loop is unrolled too late to stay in registers.
     let [a, b, c, d] = bytes;
     [
         [
-            lower_nibbles(a),
-            lower_nibbles(b),
-            lower_nibbles(c),
-            lower_nibbles(d),
+            weight(lower_nibbles(a)),
+            weight(lower_nibbles(b)),
+            weight(lower_nibbles(c)),
+            weight(lower_nibbles(d)),
         ],
         [
-            upper_nibbles(a),
-            upper_nibbles(b),
-            upper_nibbles(c),
-            upper_nibbles(d),
+            weight(upper_nibbles(a)),
+            weight(upper_nibbles(b)),
+            weight(upper_nibbles(c)),
+            weight(upper_nibbles(d)),
         ],
     ]
 }

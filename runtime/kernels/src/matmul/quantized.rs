@@ -5,6 +5,7 @@ use crate::format::{ACTIVATION_BLOCK, Element, Matrix, MatrixFormat, ScaleType};
 use crate::lanes::{IntLanes, Lanes, Simd};
 use crate::quantized::QuantizedRows;
 use crate::rows::SharedRows;
+use crate::weights::{Codebook4, Int4, Int8, Weights};
 use std::array::from_fn;
 use std::ops::Range;
 
@@ -27,19 +28,25 @@ pub(crate) unsafe fn quantized_groups<S: Simd>(
     // SAFETY: passed on.
     unsafe {
         match format {
-            MatrixFormat::INT4 => groups_of::<S, true, 8, true>(simd, matrix, x, bias, out, groups),
+            MatrixFormat::INT4 => {
+                groups_of::<S, _, 8, true>(simd, Int4, matrix, x, bias, out, groups);
+            }
             MatrixFormat::INT8 => {
-                groups_of::<S, false, 8, true>(simd, matrix, x, bias, out, groups)
+                groups_of::<S, _, 8, true>(simd, Int8, matrix, x, bias, out, groups);
+            }
+            MatrixFormat::CODEBOOK4 => {
+                let weights = Codebook4(matrix.code_values());
+                groups_of::<S, _, 8, true>(simd, weights, matrix, x, bias, out, groups);
             }
             _ => match (format.element, format.block) {
                 (Element::Int4, 32) => {
-                    groups_of::<S, true, 8, false>(simd, matrix, x, bias, out, groups);
+                    groups_of::<S, _, 8, false>(simd, Int4, matrix, x, bias, out, groups);
                 }
                 (Element::Int4, _) => {
-                    groups_of::<S, true, 4, false>(simd, matrix, x, bias, out, groups);
+                    groups_of::<S, _, 4, false>(simd, Int4, matrix, x, bias, out, groups);
                 }
-                (_, 32) => groups_of::<S, false, 8, false>(simd, matrix, x, bias, out, groups),
-                _ => groups_of::<S, false, 4, false>(simd, matrix, x, bias, out, groups),
+                (_, 32) => groups_of::<S, _, 8, false>(simd, Int8, matrix, x, bias, out, groups),
+                _ => groups_of::<S, _, 4, false>(simd, Int8, matrix, x, bias, out, groups),
             },
         }
     }
@@ -51,8 +58,9 @@ pub(crate) unsafe fn quantized_groups<S: Simd>(
 /// As for [`quantized_groups`].
 #[allow(unsafe_code)]
 #[inline(always)]
-unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool>(
+unsafe fn groups_of<S: Simd, W: Weights, const QUADS: usize, const PLAIN: bool>(
     simd: S,
+    weights: W,
     matrix: &Matrix<'_>,
     x: &QuantizedRows,
     bias: Option<&[f32]>,
@@ -68,7 +76,7 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
     if PLAIN {
         let bytes = matrix.groups_bytes(groups.clone());
         // SAFETY: `PLAIN` means such a matrix; the caller's promise.
-        if unsafe { simd.products::<INT4>(bytes, x, 0..x.rows(), &outputs) } {
+        if unsafe { simd.products(weights, bytes, x, 0..x.rows(), &outputs) } {
             return;
         }
     }
@@ -78,7 +86,7 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
         let finish = |row: usize, sum: S::F| unsafe { outputs.put_group(simd, index, row, sum) };
         let format = &matrix.format();
         let mut row = if PLAIN {
-            simd.batch::<INT4>(bytes, x, finish)
+            simd.batch(weights, bytes, x, finish)
         } else {
             0
         };
@@ -86,7 +94,8 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
         macro_rules! batches {
             ($m:literal) => {
                 while row + $m <= x.rows() {
-                    let sums = group_rows::<S, INT4, QUADS, PLAIN, $m>(simd, format, bytes, x, row);
+                    let sums =
+                        group_rows::<S, W, QUADS, PLAIN, $m>(simd, weights, format, bytes, x, row);
                     for (i, sum) in sums.into_iter().enumerate() {
                         finish(row + i, sum);
                     }
@@ -103,7 +112,7 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
             batches!(4);
         }
         while row < x.rows() {
-            let [sum] = group_rows::<S, INT4, QUADS, PLAIN, 1>(simd, format, bytes, x, row);
+            let [sum] = group_rows::<S, W, QUADS, PLAIN, 1>(simd, weights, format, bytes, x, row);
             finish(row, sum);
             row += 1;
         }
@@ -113,15 +122,19 @@ unsafe fn groups_of<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: 
 /// 16 outputs of `M` activation rows from `row` on.
 #[allow(unsafe_code)]
 #[inline(always)]
-fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, const M: usize>(
+fn group_rows<S: Simd, W: Weights, const QUADS: usize, const PLAIN: bool, const M: usize>(
     simd: S,
+    weights: W,
     format: &MatrixFormat,
     group: &[u8],
     x: &QuantizedRows,
     row: usize,
 ) -> [S::F; M] {
     let block_len = 4 * QUADS;
-    let quants_bytes = if INT4 { 32 * QUADS } else { 64 * QUADS };
+    let quants_bytes = match W::ELEMENT {
+        Element::Int4 | Element::Codebook4 => 32 * QUADS,
+        _ => 64 * QUADS,
+    };
     let (scales_bytes, quants_offset) = if PLAIN {
         (32, 32)
     } else {
@@ -157,10 +170,13 @@ fn group_rows<S: Simd, const INT4: bool, const QUADS: usize, const PLAIN: bool, 
         let mut dots = unsafe {
             let quants = tile.as_ptr().add(quants_offset);
             let activations = values.map(|values| values.add(block * block_len));
-            if INT4 {
-                simd.dots_int4::<M, QUADS>(quants, activations, block_sums)
-            } else {
-                simd.dots_int8::<M, QUADS>(quants, activations, block_sums)
+            match W::ELEMENT {
+                Element::Int4 => simd.dots_int4::<M, QUADS>(quants, activations, block_sums),
+                // Always in blocks of 32.
+                Element::Codebook4 => {
+                    simd.dots_codebook4(weights.codebook(), quants, activations, block_sums)
+                }
+                _ => simd.dots_int8::<M, QUADS>(quants, activations, block_sums),
             }
         };
         if !PLAIN && format.zero_points {

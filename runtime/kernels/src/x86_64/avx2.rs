@@ -1,6 +1,7 @@
 //! AVX2, FMA and F16C: two registers hold 16 lanes.
 #![allow(unsafe_code)]
 
+use crate::codebook::Codebook;
 use crate::dispatch::Work;
 use crate::lanes::{IntLanes, Lanes, Simd};
 use std::arch::x86_64::*;
@@ -95,6 +96,36 @@ impl Avx2 {
     unsafe fn broadcast_quad(self, activations: *const i8, quad: usize) -> __m256i {
         // SAFETY: the caller's promise; `self` proves the CPU's support.
         unsafe { _mm256_set1_epi32(activations.cast::<i32>().add(quad).read_unaligned()) }
+    }
+
+    /// Adds the products of four columns of 16 signed weights with quad `quad` of each activation block:
+    /// magnitudes of the weights times activations with the weights' signs. A pair reaches at most
+    /// 2 * 128 * 127 = 32512.
+    ///
+    /// # Safety
+    /// `4 * quad + 4` bytes must be readable at each of `activations`.
+    #[inline(always)]
+    unsafe fn add_quad<const M: usize>(
+        self,
+        [first, second]: [__m256i; 2],
+        activations: &[*const i8; M],
+        quad: usize,
+        dots: &mut [Ints; M],
+    ) {
+        // SAFETY: the caller's promise on the lengths; `self` proves the CPU's support.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let (first_abs, second_abs) = (_mm256_abs_epi8(first), _mm256_abs_epi8(second));
+            for m in 0..M {
+                let a = self.broadcast_quad(activations[m], quad);
+                let a_first = _mm256_sign_epi8(a, first);
+                let a_second = _mm256_sign_epi8(a, second);
+                let pairs = _mm256_maddubs_epi16(first_abs, a_first);
+                dots[m].0 = _mm256_add_epi32(dots[m].0, _mm256_madd_epi16(pairs, ones));
+                let pairs = _mm256_maddubs_epi16(second_abs, a_second);
+                dots[m].1 = _mm256_add_epi32(dots[m].1, _mm256_madd_epi16(pairs, ones));
+            }
+        }
     }
 }
 
@@ -196,8 +227,6 @@ impl Simd for Avx2 {
         }
     }
 
-    /// Magnitudes of the weights times activations with the weights' signs: a pair reaches at most
-    /// 2 * 128 * 127 = 32512.
     #[inline(always)]
     unsafe fn dots_int8<const M: usize, const QUADS: usize>(
         self,
@@ -207,22 +236,42 @@ impl Simd for Avx2 {
     ) -> [Ints; M] {
         // SAFETY: the caller's promise on the lengths; `self` proves the CPU's support.
         unsafe {
-            let ones = _mm256_set1_epi16(1);
             let zero = _mm256_setzero_si256();
             let mut dots = [Ints(zero, zero); M];
             for quad in 0..QUADS {
                 let first = self.load_bytes(quants.add(64 * quad));
                 let second = self.load_bytes(quants.add(64 * quad + 32));
-                let (first_abs, second_abs) = (_mm256_abs_epi8(first), _mm256_abs_epi8(second));
-                for m in 0..M {
-                    let a = self.broadcast_quad(activations[m], quad);
-                    let a_first = _mm256_sign_epi8(a, first);
-                    let a_second = _mm256_sign_epi8(a, second);
-                    let pairs = _mm256_maddubs_epi16(first_abs, a_first);
-                    dots[m].0 = _mm256_add_epi32(dots[m].0, _mm256_madd_epi16(pairs, ones));
-                    let pairs = _mm256_maddubs_epi16(second_abs, a_second);
-                    dots[m].1 = _mm256_add_epi32(dots[m].1, _mm256_madd_epi16(pairs, ones));
-                }
+                self.add_quad([first, second], &activations, quad, &mut dots);
+            }
+            dots
+        }
+    }
+
+    /// `vpshufb` looks the codes up.
+    #[inline(always)]
+    unsafe fn dots_codebook4<const M: usize>(
+        self,
+        codebook: Codebook,
+        quants: *const u8,
+        activations: [*const i8; M],
+        _sums: [i32; M],
+    ) -> [Ints; M] {
+        // SAFETY: the caller's promise on the lengths, and a codebook is 16 bytes; `self` proves the CPU's support.
+        unsafe {
+            let codebook = _mm_loadu_si128(codebook.values().as_ptr().cast());
+            let codebook = _mm256_broadcastsi128_si256(codebook);
+            let mask = _mm256_set1_epi8(15);
+            let look_up = |codes| _mm256_shuffle_epi8(codebook, _mm256_and_si256(codes, mask));
+            let zero = _mm256_setzero_si256();
+            let mut dots = [Ints(zero, zero); M];
+            for chunk in 0..4 {
+                let first = self.load_bytes(quants.add(64 * chunk));
+                let second = self.load_bytes(quants.add(64 * chunk + 32));
+                let low = [look_up(first), look_up(second)];
+                self.add_quad(low, &activations, 2 * chunk, &mut dots);
+                let first = look_up(_mm256_srli_epi16::<4>(first));
+                let second = look_up(_mm256_srli_epi16::<4>(second));
+                self.add_quad([first, second], &activations, 2 * chunk + 1, &mut dots);
             }
             dots
         }

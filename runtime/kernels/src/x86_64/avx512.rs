@@ -6,6 +6,7 @@ use crate::dispatch::Work;
 use crate::lanes::{IntLanes, Lanes, Simd};
 use crate::matmul::Outputs;
 use crate::quantized::QuantizedRows;
+use crate::weights::Weights;
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Range, Sub};
 
@@ -178,15 +179,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn products<const INT4: bool>(
+    unsafe fn products<W: Weights>(
         self,
+        weights: W,
         groups: &[u8],
         x: &QuantizedRows,
         rows: Range<usize>,
         outputs: &Outputs<'_>,
     ) -> bool {
         // SAFETY: passed on.
-        unsafe { tiles::products::<INT4>(self, groups, x, rows, outputs) };
+        unsafe { tiles::products(self, weights, groups, x, rows, outputs) };
         true
     }
 }

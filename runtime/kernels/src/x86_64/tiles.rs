@@ -6,9 +6,10 @@
 #![allow(unsafe_code)]
 
 use super::avx512::Avx512;
-use crate::format::{ACTIVATION_BLOCK, ROWS};
+use crate::format::{ACTIVATION_BLOCK, Element, ROWS};
 use crate::matmul::Outputs;
 use crate::quantized::QuantizedRows;
+use crate::weights::Weights;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -86,7 +87,8 @@ fn in_order() {
 /// numbers must be writable at each of `out` and readable at `bias`, unless it is null.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
+unsafe fn tile<W: Weights, const G: usize, const M: usize>(
+    weights: W,
     groups: *const u8,
     group_bytes: usize,
     blocks: usize,
@@ -95,35 +97,36 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
     bias: *const f32,
     out: [*mut f32; M],
 ) {
-    let tile_bytes = if INT4 { 32 + 256 } else { 32 + 512 };
     let mask = _mm512_set1_epi8(15);
     let sign = _mm512_set1_epi8(-128);
     let zero = _mm512_setzero_si512();
+    // SAFETY: a codebook is 16 bytes.
+    let codebook = unsafe { _mm_loadu_si128(weights.codebook().values().as_ptr().cast()) };
+    let codebook = _mm512_xor_si512(_mm512_broadcast_i32x4(codebook), sign);
     let mut results = [[_mm512_setzero_ps(); M]; G];
     for block in 0..blocks {
         // SAFETY: the caller's promise; a prefetch may go anywhere.
         unsafe {
-            let weights: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * tile_bytes));
+            let tiles: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * W::TILE_BYTES));
             if block & ((1 << ahead.shift) - 1) == 0 {
-                let offset = ahead.distance_bytes + (block >> ahead.shift) * tile_bytes;
+                let offset = ahead.distance_bytes + (block >> ahead.shift) * W::TILE_BYTES;
                 for g in 0..G {
                     let start = groups.wrapping_add(g * group_bytes + offset);
                     if M == 1 {
-                        super::prefetch_to::<_MM_HINT_T0>(start, tile_bytes);
+                        super::prefetch_to::<_MM_HINT_T0>(start, W::TILE_BYTES);
                     } else {
-                        super::prefetch(start, tile_bytes);
+                        super::prefetch(start, W::TILE_BYTES);
                     }
                 }
             }
-            // Stored int4 weights are `q + 8`; turning the sign bit makes int8 weights `q + 128`. The
-            // offset times the sum of the activations is taken back beforehand.
+            // Stored int4 weights are `q + 8`; turning the sign bit makes others `q + 128`. The offset times
+            // the sum of the activations is taken back beforehand.
             let (mut dots, mut others) = ([[zero; M]; G], [[zero; M]; G]);
             for m in 0..M {
                 let sum = _mm512_set1_epi32(x.sums[m].add(block).read());
-                let offset = if INT4 {
-                    _mm512_slli_epi32::<3>(sum)
-                } else {
-                    _mm512_slli_epi32::<7>(sum)
+                let offset = match W::ELEMENT {
+                    Element::Int4 => _mm512_slli_epi32::<3>(sum),
+                    _ => _mm512_slli_epi32::<7>(sum),
                 };
                 for dots in &mut dots {
                     dots[m] = _mm512_sub_epi32(zero, offset);
@@ -132,16 +135,20 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
             for pair in 0..4 {
                 let (mut even, mut odd) = ([zero; G], [zero; G]);
                 for g in 0..G {
-                    let quants = weights[g].add(32).cast::<__m512i>();
-                    if INT4 {
-                        let bytes = _mm512_loadu_si512(quants.add(pair));
-                        even[g] = _mm512_and_si512(bytes, mask);
-                        odd[g] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
-                    } else {
+                    let quants = tiles[g].add(32).cast::<__m512i>();
+                    if W::ELEMENT == Element::Int8 {
                         let bytes = _mm512_loadu_si512(quants.add(2 * pair));
                         even[g] = _mm512_xor_si512(bytes, sign);
                         let bytes = _mm512_loadu_si512(quants.add(2 * pair + 1));
                         odd[g] = _mm512_xor_si512(bytes, sign);
+                    } else {
+                        let bytes = _mm512_loadu_si512(quants.add(pair));
+                        even[g] = _mm512_and_si512(bytes, mask);
+                        odd[g] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+                        if W::ELEMENT == Element::Codebook4 {
+                            even[g] = _mm512_shuffle_epi8(codebook, even[g]);
+                            odd[g] = _mm512_shuffle_epi8(codebook, odd[g]);
+                        }
                     }
                 }
                 for m in 0..M {
@@ -162,7 +169,7 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
             }
             in_order();
             for g in 0..G {
-                let weight_scales = _mm512_cvtph_ps(_mm256_loadu_si256(weights[g].cast()));
+                let weight_scales = _mm512_cvtph_ps(_mm256_loadu_si256(tiles[g].cast()));
                 for m in 0..M {
                     let scale = _mm512_set1_ps(x.scales[m].add(block).read());
                     let scales = _mm512_mul_ps(weight_scales, scale);
@@ -201,7 +208,8 @@ unsafe fn tile<const INT4: bool, const G: usize, const M: usize>(
 /// # Safety
 /// As for [`products`], and the CPU must have AVX-512 F, BW, VL and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
+unsafe fn tiles<W: Weights, const G: usize, const M: usize>(
+    weights: W,
     bytes: &[u8],
     group_bytes: usize,
     x: &QuantizedRows,
@@ -215,9 +223,9 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
         let whole = group + G <= groups;
         let count = if whole { G } else { 1 };
         let tile = if whole {
-            tile::<INT4, G, M>
+            tile::<W, G, M>
         } else {
-            tile::<INT4, 1, M>
+            tile::<W, 1, M>
         };
         for row in rows.clone().step_by(M) {
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
@@ -239,7 +247,16 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
             // SAFETY: the caller's promises: the groups have the columns of `x`.
             unsafe {
                 outputs.put::<M>(group, count, row, |bias, out| {
-                    tile(first, group_bytes, blocks, ahead, activations, bias, out);
+                    tile(
+                        weights,
+                        first,
+                        group_bytes,
+                        blocks,
+                        ahead,
+                        activations,
+                        bias,
+                        out,
+                    );
                 });
             }
         }
@@ -250,12 +267,12 @@ unsafe fn tiles<const INT4: bool, const G: usize, const M: usize>(
 /// Computes `outputs`, the groups in `bytes` for the rows `rows` of `x`.
 ///
 /// # Safety
-/// `bytes` must be the groups of `outputs`, of an int4 or int8 matrix with binary16 scales, blocks of 32, no
-/// zero points and the columns of `x`, which must have the rows `rows`. No other thread may access the
-/// outputs.
+/// `bytes` must be the groups of `outputs`, of a matrix in the usual format with the columns of `x`, which must
+/// have the rows `rows`. No other thread may access the outputs.
 #[inline(always)]
-pub(super) unsafe fn products<const INT4: bool>(
+pub(super) unsafe fn products<W: Weights>(
     _simd: Avx512,
+    weights: W,
     bytes: &[u8],
     x: &QuantizedRows,
     rows: Range<usize>,
@@ -263,17 +280,17 @@ pub(super) unsafe fn products<const INT4: bool>(
 ) {
     assert!(rows.end <= x.rows(), "rows {rows:?} of {}", x.rows());
     let blocks = x.width().div_ceil(ACTIVATION_BLOCK);
-    let group_bytes = blocks * (32 + if INT4 { ROWS * 16 } else { ROWS * 32 });
+    let group_bytes = blocks * W::TILE_BYTES;
     let resident = (RESIDENT_BYTES / (blocks * ACTIVATION_BLOCK)).max(4) / 4 * 4;
     for start in rows.clone().step_by(resident) {
         let len = resident.min(rows.end - start);
         let (fours, twos) = (start + len / 4 * 4, start + len / 2 * 2);
         // SAFETY: `_simd` proves the CPU's support; the rest is passed on.
         unsafe {
-            tiles::<INT4, 2, 4>(bytes, group_bytes, x, start..fours, outputs);
-            tiles::<INT4, 4, 2>(bytes, group_bytes, x, fours..twos, outputs);
+            tiles::<W, 2, 4>(weights, bytes, group_bytes, x, start..fours, outputs);
+            tiles::<W, 4, 2>(weights, bytes, group_bytes, x, fours..twos, outputs);
             // One after the other: memory is read fastest in one stream.
-            tiles::<INT4, 1, 1>(bytes, group_bytes, x, twos..start + len, outputs);
+            tiles::<W, 1, 1>(weights, bytes, group_bytes, x, twos..start + len, outputs);
         }
     }
 }
