@@ -22,7 +22,7 @@ pub struct Codebook([i8; 16]);
 
 impl Codebook {
     /// What the codes of int4 weights stand for.
-    pub(crate) const LINEAR: Self = Self([-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7]);
+    pub const LINEAR: Self = Self([-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7]);
 
     /// The codebook of these values: code `i` stands for `values[i]`.
     ///

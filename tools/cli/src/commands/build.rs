@@ -2,14 +2,17 @@
 
 use super::error::CommandError;
 use super::model::EngineArgs;
-use super::prune::{Method, PruneAmount, Pruned, prune_file};
+use super::prune::{Method, PruneAmount, Pruned, calibration_tokens, prune_file};
 use super::staging::{Scratch, Staging};
 use super::{plan, print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
-use niwaki_convert::build::{BuildError, Built, Weights, Wishes, build, build_from};
+use niwaki_convert::build::{
+    BuildError, BuildOptions, Built, Phase, Text, WINDOW_TOKENS, Weights, Wishes, build, build_from,
+};
 use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
+use niwaki_convert::quantize::{Gptq, Quantizer, RoundToNearest, ScaleSearch};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +39,12 @@ pub(super) struct BuildArgs {
     /// quantized weights.
     #[arg(long, value_enum)]
     embedding: Option<FloatWeights>,
+    /// How weights are quantized.
+    #[arg(long, value_enum)]
+    method: Option<Quantization>,
+    /// How far the calibration text is not trusted: this share of the mean is added to the diagonal.
+    #[arg(long, value_name = "SHARE")]
+    damping: Option<f64>,
     /// Prune the layers first, as `niwaki prune` does.
     #[arg(long, value_enum, value_name = "METHOD")]
     prune: Option<Method>,
@@ -46,9 +55,22 @@ pub(super) struct BuildArgs {
     json: bool,
 }
 
+/// Methods of quantization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Quantization {
+    /// Round to nearest.
+    Rtn,
+    /// The scale with the least error.
+    Search,
+    /// Error feedback.
+    Gptq,
+}
+
 /// Stored form of weights that the export holds as floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FloatWeights {
+    /// 4-bit codes of 16 values that are fitted to each matrix, one scale per block of 32.
+    Codebook4,
     /// 4 bits, symmetric, one scale per block of 32.
     Int4,
     /// 8 bits, symmetric, one scale per block of 32.
@@ -74,31 +96,58 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         weights: args.weights.map(Weights::from),
         embedding: args.embedding.map(Weights::from),
     };
-    let (built, pruned) = match args.prune {
+    let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
+    let pruned = match args.prune {
         None if args.amount.is_given() => return Err(CommandError::AmountWithoutMethod),
-        None => (
-            write_bundle(&args.export, None, &args.output, wishes)?,
-            None,
-        ),
+        None => None,
         Some(method) => {
-            let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
             let model = scratch.path().join("model.onnx");
             let engine = EngineArgs::default();
             let pruned = prune_file(&args.export, &model, method, &args.amount, &engine)?;
-            let built = stage(&args.export, &args.output, |output, progress| {
-                let export = Export::open(&args.export)?;
-                build_from(
-                    &export,
-                    &model,
-                    output,
-                    wishes,
-                    pruned.provenance(),
-                    progress,
-                )
-            })?;
-            (built, Some(pruned))
+            Some((model, pruned))
         }
     };
+    let export = Export::open(&args.export).map_err(|source| CommandError::Build {
+        path: args.export.clone(),
+        source: Box::new(source.into()),
+    })?;
+    let text = match args.amount.calibration {
+        Some(_) => Some(calibration_tokens(
+            &export,
+            &args.export,
+            &args.amount,
+            WINDOW_TOKENS,
+        )?),
+        None => None,
+    };
+    let gptq = args
+        .damping
+        .map_or_else(Gptq::default, |damping| Gptq { damping });
+    let quantizer: &dyn Quantizer = match args.method {
+        Some(Quantization::Rtn) | None => &RoundToNearest,
+        Some(Quantization::Search) => &ScaleSearch,
+        Some(Quantization::Gptq) => &gptq,
+    };
+    let graph = match &pruned {
+        Some((model, _)) => model,
+        None => &export.model,
+    };
+    let mut options = BuildOptions::new(wishes);
+    options.quantizer = quantizer;
+    options.text = match &text {
+        Some(sequences) => Text::Given(sequences),
+        None => Text::Own {
+            tokens: args.amount.wanted_tokens(),
+        },
+    };
+    options.provenance = pruned
+        .as_ref()
+        .map(|(_, pruned)| pruned.provenance())
+        .unwrap_or_default();
+    let built = stage(&args.export, &args.output, |output, progress| {
+        build_from(&export, graph, output, &options, progress)
+    })?;
+    let pruned = pruned.map(|(_, pruned)| pruned);
     let warnings = plan::warnings(&built.plan, &wishes, &args.export, &args.output);
     print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
 }
@@ -112,7 +161,9 @@ pub(super) fn write_bundle(
     wishes: impl Into<Wishes>,
 ) -> Result<Built, CommandError> {
     stage(model, output, |output, progress| {
-        build(model, companions, output, wishes, progress)
+        build(model, companions, output, wishes, &mut |share| {
+            progress(Phase::Building, share);
+        })
     })
 }
 
@@ -120,19 +171,36 @@ pub(super) fn write_bundle(
 fn stage(
     model: &Path,
     output: &Path,
-    build: impl FnOnce(&Path, &mut dyn FnMut(f64)) -> Result<Built, BuildError>,
+    build: impl FnOnce(&Path, &mut (dyn FnMut(Phase, f64) + Send)) -> Result<Built, BuildError>,
 ) -> Result<Built, CommandError> {
     give_back_large_blocks();
     let staging = Staging::new(output).map_err(CommandError::write(output))?;
-    let progress = Progress::share("building");
-    let built = build(&staging.path(), &mut |share| progress.at(share)).map_err(|source| {
-        CommandError::Build {
-            path: model.to_owned(),
-            source: Box::new(source),
+    let mut shown: Option<(Phase, Progress)> = None;
+    let mut progress = |phase: Phase, share: f64| {
+        if shown.as_ref().map(|(phase, _)| *phase) != Some(phase) {
+            shown = None;
+            shown = Some((phase, Progress::share(phase_name(phase))));
         }
+        if let Some((_, progress)) = &shown {
+            progress.at(share);
+        }
+    };
+    let built = build(&staging.path(), &mut progress);
+    drop(shown);
+    let built = built.map_err(|source| CommandError::Build {
+        path: model.to_owned(),
+        source: Box::new(source),
     })?;
     staging.publish().map_err(CommandError::write(output))?;
     Ok(built)
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Writing => "writing a text",
+        Phase::Calibrating => "calibrating",
+        Phase::Building => "building",
+    }
 }
 
 /// Tells what was built.
@@ -177,6 +245,7 @@ pub(super) fn print_built(
 impl From<FloatWeights> for Weights {
     fn from(weights: FloatWeights) -> Weights {
         match weights {
+            FloatWeights::Codebook4 => Weights::Codebook4,
             FloatWeights::Int4 => Weights::Int4,
             FloatWeights::Int8 => Weights::Int8,
             FloatWeights::F16 => Weights::F16,

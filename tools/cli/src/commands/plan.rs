@@ -1,7 +1,7 @@
 //! What `niwaki build` and `niwaki quantize` say of matrices: what happened to which, and what to beware of.
 
 use crate::terminal::{self, Table};
-use niwaki_convert::plan::Bits;
+use niwaki_convert::plan::Code;
 use niwaki_convert::plan::{LeftNode, Plan, Weights, Wishes};
 use std::path::Path;
 
@@ -56,7 +56,7 @@ pub(super) fn warnings(plan: &Plan, wishes: &Wishes, input: &Path, output: &Path
                 .to_owned(),
         );
     }
-    if plan.quantizes_to(Bits::Four) {
+    if plan.quantizes_to(Code::Int4) {
         warnings.push(format!(
             "4 bits were taken without calibration; what that costs: niwaki eval {} --text TEXT --reference {}",
             output.display(),

@@ -69,7 +69,7 @@ pub(super) struct PruneAmount {
     keep: Option<Kept>,
     /// UTF-8 text like those the model will see: wanda measures on it.
     #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
+    pub(super) calibration: Option<PathBuf>,
     /// Tokens of the calibration text that are used, 8192 if nothing is said. Memory grows with them: one row of the
     /// model's width each.
     #[arg(long, value_name = "N")]
@@ -128,14 +128,14 @@ impl PruneAmount {
 
     /// Whether anything was said.
     pub(super) fn is_given(&self) -> bool {
-        self.sparsity.is_some() || self.keep.is_some() || self.names_calibration()
+        self.sparsity.is_some() || self.keep.is_some()
     }
 
     fn names_calibration(&self) -> bool {
         self.calibration.is_some() || self.calibration_tokens.is_some()
     }
 
-    fn wanted_tokens(&self) -> usize {
+    pub(super) fn wanted_tokens(&self) -> usize {
         self.calibration_tokens
             .map_or(DEFAULT_CALIBRATION_TOKENS, NonZeroUsize::get)
     }
@@ -241,7 +241,7 @@ pub(super) fn prune_file(
             return Err(CommandError::UnusedCalibration);
         }
         Method::Magnitude => None,
-        Method::Wanda => Some(calibration_tokens(&export, input, amount)?),
+        Method::Wanda => Some(calibration_tokens(&export, input, amount, WINDOW_TOKENS)?),
     };
     let options = PruneOptions {
         pattern: amount.pattern(),
@@ -268,10 +268,11 @@ pub(super) fn prune_file(
 }
 
 /// The calibration text in windows.
-fn calibration_tokens(
+pub(super) fn calibration_tokens(
     export: &Export,
     input: &Path,
     amount: &PruneAmount,
+    window_tokens: usize,
 ) -> Result<Vec<Vec<u32>>, CommandError> {
     let path = amount
         .calibration
@@ -288,10 +289,10 @@ fn calibration_tokens(
     })?;
     let beginnings = Beginnings::of(&tokenizer).map_err(encode)?;
     let stream = TokenStream::encode(&text, &tokenizer, beginnings).map_err(encode)?;
-    let context = export.facts().context_tokens.unwrap_or(WINDOW_TOKENS);
+    let context = export.facts().context_tokens.unwrap_or(window_tokens);
     let mut left = amount.wanted_tokens();
     let mut sequences = vec![];
-    for window in stream.windows(&Cut::every(WINDOW_TOKENS.min(context))) {
+    for window in stream.windows(&Cut::every(window_tokens.min(context))) {
         let mut inputs = window.inputs;
         inputs.truncate(left);
         left -= inputs.len();

@@ -1,9 +1,10 @@
 //! Why no bundle was built.
 
+use crate::calibrate::CalibrateError;
 use crate::export::ExportError;
 use crate::lower::{LeftOver, LowerError};
 use crate::onnx::OnnxError;
-use crate::quantize::QuantizeError;
+use crate::quantize::{QuantizeError, ShelfError};
 use niwaki_bundle::write::WriteError;
 use niwaki_kernels::LayoutError;
 use std::path::PathBuf;
@@ -23,6 +24,15 @@ pub enum BuildError {
     /// A matrix cannot be quantized.
     #[error("a weight cannot be quantized")]
     Quantize(#[from] QuantizeError),
+    /// Calibration did not get through the model.
+    #[error("the model cannot be calibrated")]
+    Calibrate(#[from] CalibrateError),
+    /// Quantized matrices could not be kept on disk meanwhile.
+    #[error("quantized matrices cannot be kept until the bundle is written")]
+    Shelf(#[from] ShelfError),
+    /// There was no place for files that live as long as the work.
+    #[error("no temporary folder can be made")]
+    Scratch(#[source] std::io::Error),
     /// A matrix cannot be packed.
     #[error("matrix {name} cannot be packed")]
     Layout {

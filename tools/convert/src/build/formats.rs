@@ -5,7 +5,7 @@ use crate::lower::{Lowered, Matrix};
 use crate::plan::{
     Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
 };
-use crate::quantize::Bits;
+use crate::quantize::Code;
 use niwaki_kernels::{Element, MatrixFormat};
 use rayon::prelude::*;
 
@@ -39,8 +39,9 @@ fn planned(
     quantizer: &'static str,
 ) -> (PlannedMatrix, Stored) {
     let (format, method, reason) = match fate {
-        Fate::Quantize(Bits::Four) => (MatrixFormat::INT4, quantizer, reason),
-        Fate::Quantize(Bits::Eight) => (MatrixFormat::INT8, quantizer, reason),
+        Fate::Quantize(Code::Int4) => (MatrixFormat::INT4, quantizer, reason),
+        Fate::Quantize(Code::Codebook4) => (MatrixFormat::CODEBOOK4, quantizer, reason),
+        Fate::Quantize(Code::Int8) => (MatrixFormat::INT8, quantizer, reason),
         Fate::Float(FloatType::F16) => (MatrixFormat::F16, "converted", reason),
         Fate::Float(FloatType::F32) => (MatrixFormat::F32, "converted", reason),
         Fate::Keep => match matrix.exact_format() {
@@ -67,5 +68,6 @@ fn format_name(format: &MatrixFormat) -> String {
         Element::F16 => "f16".to_owned(),
         Element::Int8 => format!("int8, block {}", format.block),
         Element::Int4 => format!("int4, block {}", format.block),
+        Element::Codebook4 => format!("codebook4, block {}", format.block),
     }
 }

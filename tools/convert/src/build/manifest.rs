@@ -70,7 +70,7 @@ fn changes<'a>(matrices: impl Iterator<Item = &'a PlannedMatrix>) -> String {
     let names: BTreeSet<&str> = matrices
         .filter(|matrix| matrix.kind != MatrixKind::PositionTable)
         .filter_map(|matrix| match matrix.fate {
-            Fate::Quantize(bits) => Some(bits.name()),
+            Fate::Quantize(code) => Some(code.name()),
             Fate::Float(FloatType::F16) => Some("f16"),
             Fate::Float(FloatType::F32) => Some("f32"),
             Fate::Keep => None,
@@ -120,7 +120,7 @@ fn model_name(export: &Export) -> String {
         .unwrap_or_else(|| export.architecture())
 }
 
-fn source_file(path: &Path) -> Result<SourceFile, BuildError> {
+pub(super) fn source_file(path: &Path) -> Result<SourceFile, BuildError> {
     let failed = |source| BuildError::Read {
         path: path.to_owned(),
         source,

@@ -1,12 +1,14 @@
 //! From an export to a bundle: lower the graph, decide of its matrices, quantize and pack them, write the file.
 //!
 //! - `formats`: the [plan](crate::plan) of a lowered graph
+//! - `optimize`: matrices quantized by what a text does inside the model
 //! - `pack`: a matrix as the plan says
 //! - `manifest`: what the bundle says of itself
 
 mod error;
 mod formats;
 mod manifest;
+mod optimize;
 mod pack;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -15,12 +17,13 @@ mod tests;
 pub use crate::plan::{Weights, Wishes};
 pub use error::BuildError;
 
+use crate::calibrate::Calibration;
 use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
 use crate::plan::Plan;
-use crate::quantize::{Quantizer, rtn::RoundToNearest};
+use crate::quantize::{Quantizer, RoundToNearest, Shelf};
 use niwaki_bundle::write::BundleWriter;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -46,8 +49,66 @@ pub struct Built {
     pub last_token_only: bool,
 }
 
-/// Builds the bundle at `output` from the export at `path` (its folder or ONNX file). Configuration and tokenizer
-/// come from `companions` where given, else from beside the model. `progress` is told the share that is done.
+/// Tokens that see each other in a calibration text.
+pub const WINDOW_TOKENS: usize = 512;
+
+/// The text that quantizers are calibrated on.
+#[derive(Clone, Copy, Debug)]
+pub enum Text<'a> {
+    /// Token sequences that do not see each other.
+    Given(&'a [Vec<u32>]),
+    /// The model writes it.
+    Own {
+        /// About so many tokens.
+        tokens: usize,
+    },
+}
+
+/// How a bundle is made.
+#[derive(Clone)]
+pub struct BuildOptions<'a> {
+    /// What weights become.
+    pub wishes: Wishes,
+    /// By which method.
+    pub quantizer: &'a dyn Quantizer,
+    /// The text that the method is calibrated on, if it wants one.
+    pub text: Text<'a>,
+    /// A folder for quantized matrices: a build that is stopped and begun again with the same goes on where it was.
+    pub shelf: Option<&'a Path>,
+    /// Threads that calibration computes with; 0 takes the number of fast cores. The bundle does not depend on it.
+    pub threads: usize,
+    /// What was done before, for the bundle's provenance.
+    pub provenance: BTreeMap<String, String>,
+}
+
+impl<'a> BuildOptions<'a> {
+    /// Rounds to nearest.
+    pub fn new(wishes: impl Into<Wishes>) -> BuildOptions<'a> {
+        BuildOptions {
+            wishes: wishes.into(),
+            quantizer: &RoundToNearest,
+            text: Text::Own { tokens: 0 },
+            shelf: None,
+            threads: 0,
+            provenance: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a build is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The model writes a text.
+    Writing,
+    /// A text runs through the model, and matrices are quantized.
+    Calibrating,
+    /// The bundle is written.
+    Building,
+}
+
+/// Builds the bundle at `output` from the export at `path` (its folder or ONNX file), weights rounded to nearest.
+/// Configuration and tokenizer come from `companions` where given, else from beside the model. `progress` is told the share
+/// that is done.
 ///
 /// Works on the threads of rayon's current pool; the bundle does not depend on their number.
 ///
@@ -58,18 +119,21 @@ pub fn build(
     companions: Option<&Path>,
     output: &Path,
     wishes: impl Into<Wishes>,
-    progress: &mut dyn FnMut(f64),
+    progress: &mut (dyn FnMut(f64) + Send),
 ) -> Result<Built, BuildError> {
     let mut export = Export::open(path)?;
     if let Some(companions) = companions {
         export = export.with_companions(companions)?;
     }
     let graph = export.model.clone();
-    build_from(&export, &graph, output, wishes, BTreeMap::new(), progress)
+    let options = BuildOptions::new(wishes);
+    build_from(&export, &graph, output, &options, &mut |_, share| {
+        progress(share);
+    })
 }
 
-/// Builds the bundle of an export from another form of its model, the ONNX file at `graph`. `options` say how that was
-/// made, for the bundle's provenance.
+/// Builds the bundle of an export from a form of its model, the ONNX file at `graph`. `progress` is told what the build is
+/// at and the share of it that is done.
 ///
 /// # Errors
 /// [`BuildError`]; `output` is then as it was before.
@@ -77,23 +141,47 @@ pub fn build_from(
     export: &Export,
     graph: &Path,
     output: &Path,
-    wishes: impl Into<Wishes>,
-    options: BTreeMap<String, String>,
-    progress: &mut dyn FnMut(f64),
+    options: &BuildOptions<'_>,
+    progress: &mut (dyn FnMut(Phase, f64) + Send),
 ) -> Result<Built, BuildError> {
-    let wishes = wishes.into();
     let mut model = OnnxModel::open(graph)?;
     model.inline_functions()?;
-    let lowered = lowered(&model, export, &wishes)?;
-    write(
-        export,
+    let lowered = lowered(&model, export, &options.wishes)?;
+    let (_, stored) = formats::plan(&lowered, &options.wishes, options.quantizer.name());
+    let codes = optimize::codes(&stored);
+    let calibrates =
+        options.quantizer.wants().is_anything() && codes.iter().any(|codes| !codes.is_empty());
+    if !calibrates {
+        return write(export, &lowered, output, options, None, progress);
+    }
+    let scratch = tempfile::tempdir().map_err(BuildError::Scratch)?;
+    let sequences = optimize::sequences(
+        &options.text,
+        |path| {
+            let writer = BuildOptions::new(Weights::Int8);
+            write(export, &lowered, path, &writer, None, &mut |_, _| ()).map(|_| ())
+        },
+        scratch.path(),
+        options.threads,
+        &mut |share| progress(Phase::Writing, share),
+    )?;
+    let own_shelf = scratch.path().join("quantized");
+    let folder = options.shelf.unwrap_or(&own_shelf);
+    let shelf = Shelf::open(folder, &optimize::label(graph, options, &sequences)?)?;
+    let calibration = Calibration {
+        sequences: &sequences,
+        scratch: scratch.path(),
+        threads: options.threads,
+    };
+    optimize::fill_shelf(
         &lowered,
-        output,
-        &wishes,
-        &RoundToNearest,
-        options,
-        progress,
-    )
+        &codes,
+        options.quantizer,
+        calibration,
+        &shelf,
+        &mut |share| progress(Phase::Calibrating, share),
+    )?;
+    write(export, &lowered, output, options, Some(&shelf), progress)
 }
 
 fn lowered(model: &OnnxModel, export: &Export, wishes: &Wishes) -> Result<Lowered, BuildError> {
@@ -125,22 +213,29 @@ fn write(
     export: &Export,
     lowered: &Lowered,
     output: &Path,
-    wishes: &Wishes,
-    quantizer: &dyn Quantizer,
-    options: BTreeMap<String, String>,
-    progress: &mut dyn FnMut(f64),
+    options: &BuildOptions<'_>,
+    shelf: Option<&Shelf>,
+    progress: &mut (dyn FnMut(Phase, f64) + Send),
 ) -> Result<Built, BuildError> {
+    let BuildOptions {
+        wishes, quantizer, ..
+    } = options;
     let (plan, stored) = formats::plan(lowered, wishes, quantizer.name());
     // Lowering and planning have read some matrices, and lowering has computed much that is not needed any more.
     release_all();
     give_back_freed();
+    let source = optimize::Source {
+        quantizer: *quantizer,
+        shelf,
+    };
     let mut writer = BundleWriter::create(output)?;
     let total: u64 = plan.matrices.iter().map(|matrix| matrix.weights()).sum();
     let mut done = 0u64;
-    for (matrix, stored) in lowered.parts.matrices.iter().zip(stored) {
-        pack::write_matrix(&mut writer, matrix, stored, quantizer, &mut |rows| {
+    let matrices = lowered.parts.matrices.iter().zip(stored).enumerate();
+    for (id, (matrix, stored)) in matrices {
+        pack::write_matrix(&mut writer, id, matrix, stored, &source, &mut |rows| {
             done += (rows * matrix.cols()) as u64;
-            progress(done as f64 / total.max(1) as f64);
+            progress(Phase::Building, done as f64 / total.max(1) as f64);
         })?;
     }
     for (name, values) in &lowered.parts.vectors {
@@ -155,8 +250,14 @@ fn write(
     writer.set_generation_defaults(&manifest::generation_defaults(export))?;
     let vectors = lowered.parts.vectors.iter();
     let parameters = total + vectors.map(|(_, values)| values.len() as u64).sum::<u64>();
-    let manifest =
-        manifest::manifest(export, &plan, wishes, quantizer.name(), parameters, options)?;
+    let manifest = manifest::manifest(
+        export,
+        &plan,
+        wishes,
+        &quantizer.description(),
+        parameters,
+        options.provenance.clone(),
+    )?;
     let size_bytes = writer.finish(&manifest, &lowered.graph)?;
     Ok(Built {
         size_bytes,

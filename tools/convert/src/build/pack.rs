@@ -1,11 +1,12 @@
 //! A matrix as the plan says, in the order that the kernels read.
 
 use super::BuildError;
+use super::optimize::{Source, target};
 use crate::lower::{Matrix, RowsOut};
 use crate::onnx::FloatRows;
 use crate::panels::each_panel;
 use crate::plan::Fate;
-use crate::quantize::{Quantizer, ScaleGrid, Target};
+use niwaki_bundle::graph::MatrixId;
 use niwaki_bundle::write::BundleWriter;
 use niwaki_kernels::{Element, LayoutError, MatrixFormat, pack};
 use std::ops::Range;
@@ -20,9 +21,10 @@ pub(super) struct Stored {
 /// Writes a matrix; `progress` hears of the rows that are done.
 pub(super) fn write_matrix(
     writer: &mut BundleWriter,
+    id: MatrixId,
     matrix: &Matrix,
     Stored { fate, format }: Stored,
-    quantizer: &dyn Quantizer,
+    source: &Source<'_>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(), BuildError> {
     let (rows, columns) = (matrix.rows(), matrix.cols());
@@ -33,23 +35,31 @@ pub(super) fn write_matrix(
         name: matrix.name.clone(),
         source,
     };
-    let write = |bytes: Vec<u8>| Ok(output.write(&bytes)?);
     match fate {
-        Fate::Quantize(bits) => {
-            let target = Target {
-                bits,
-                grid: ScaleGrid::F16,
-            };
-            let quantized = quantizer.quantize(matrix, None, target)?;
+        Fate::Quantize(code) => {
+            let quantized = source.take(id, matrix, target(code))?;
+            if let Some(codebook) = quantized.codebook {
+                output = output.with_codebook(codebook);
+            }
             let pack = |panel: Range<usize>| {
                 let (integers, scales) = quantized.rows(panel.clone(), columns);
                 pack::pack_int(format, panel.len(), columns, integers, scales, None).map_err(layout)
             };
-            each_panel(rows, pack, write, progress)?;
+            each_panel(
+                rows,
+                pack,
+                |bytes: Vec<u8>| Ok(output.write(&bytes)?),
+                progress,
+            )?;
         }
         Fate::Float(_) | Fate::Keep => {
             let pack = |panel| pack_rows(matrix, panel, format, layout);
-            each_panel(rows, pack, write, progress)?;
+            each_panel(
+                rows,
+                pack,
+                |bytes: Vec<u8>| Ok(output.write(&bytes)?),
+                progress,
+            )?;
         }
     }
     output.finish()?;

@@ -5,12 +5,14 @@
 //! - `pass`: the text through one piece after the other
 //! - `observer`: what is kept of the rows that a matrix is multiplied with; `square_sums`, `gram`, `ranges` and `samples`
 //!   are the ones there are, `statistics` is any of them together
+//! - `own_text`: a text that the model writes itself
 //!
 //! Memory holds the residual stream of the text once (4 bytes for each token and column), the results of about
 //! [`RUN_TOKENS`] tokens in one piece, and what the observers of one piece keep; the weights of the piece are mapped.
 
 mod gram;
 mod observer;
+mod own_text;
 mod pass;
 mod piece_bundle;
 mod pieces;
@@ -24,6 +26,7 @@ mod tests;
 
 pub use gram::Gram;
 pub use observer::{MatrixInput, Observer};
+pub use own_text::{OwnText, own_text};
 pub use pass::{Follow, Pass, RUN_TOKENS, Replacements};
 pub use ranges::Ranges;
 pub use samples::Samples;
@@ -82,6 +85,9 @@ pub enum CalibrateError {
     /// A weight could not be read.
     #[error("a weight cannot be read for calibration")]
     Read(#[from] OnnxError),
+    /// There are no kernels to compute statistics with.
+    #[error("nothing can be computed on this CPU")]
+    Kernels(#[from] niwaki_kernels::UnsupportedIsa),
     /// The threads could not be started.
     #[error("no threads could be started to calibrate with")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -94,6 +100,12 @@ pub enum CalibrateError {
     /// A piece would not run.
     #[error("a layer does not run on the calibration text")]
     Run(#[from] niwaki::BatchError),
+    /// A model that is to write a text of its own gives no logits.
+    #[error("the model predicts no tokens, so it cannot write a calibration text; give one")]
+    WritesNothing,
+    /// No token could be chosen.
+    #[error("the model cannot write a calibration text; give one")]
+    Choose(#[source] niwaki::SampleError),
     /// A sequence could not be begun.
     #[error("a layer does not run on the calibration text")]
     Session(#[from] niwaki::SessionError),

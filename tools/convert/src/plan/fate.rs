@@ -1,6 +1,6 @@
 //! The rules: what becomes of a matrix, and why.
 
-use super::{Bits, MatrixKind, Weights, Wishes};
+use super::{Code, MatrixKind, Weights, Wishes};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
@@ -8,8 +8,8 @@ use std::fmt;
 /// What becomes of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Its floats become integers of this width in blocks of 32.
-    Quantize(Bits),
+    /// Its floats are quantized in blocks of 32.
+    Quantize(Code),
     /// It is stored as floats of this type.
     Float(FloatType),
     /// Every value stays what it is.
@@ -89,13 +89,13 @@ pub fn decide(kind: MatrixKind, quantized: bool, beside: bool, wishes: &Wishes) 
         None if beside => return (Fate::Keep, Reason::LeftByTheExport),
         None => Weights::Int4,
     };
-    match (wish, wish.bits()) {
+    match (wish, wish.code()) {
         (Weights::AsStored, _) => (Fate::Keep, Reason::AsStored),
         // A table of positions is small and added to the residual stream as it is.
         (_, Some(_)) if kind == MatrixKind::PositionTable => {
             (Fate::Float(FloatType::F16), Reason::Positions)
         }
-        (_, Some(bits)) => (Fate::Quantize(bits), Reason::Float),
+        (_, Some(code)) => (Fate::Quantize(code), Reason::Float),
         (Weights::F16, _) => (Fate::Float(FloatType::F16), Reason::Float),
         _ => (Fate::Float(FloatType::F32), Reason::Float),
     }
@@ -128,7 +128,7 @@ mod tests {
         ] {
             assert_eq!(
                 fate(kind, false, Wishes::default()),
-                Fate::Quantize(Bits::Four)
+                Fate::Quantize(Code::Int4)
             );
         }
         assert_eq!(
@@ -145,13 +145,10 @@ mod tests {
             assert_eq!(decided, (Fate::Keep, Reason::LeftByTheExport));
         }
         let int8 = wishes(Some(Weights::Int8), None);
-        assert_eq!(fate(Head, true, int8), Fate::Quantize(Bits::Eight));
+        assert_eq!(fate(Head, true, int8), Fate::Quantize(Code::Int8));
         assert_eq!(fate(Embedding, true, int8), Fate::Keep);
         let embedding = wishes(None, Some(Weights::Int8));
-        assert_eq!(
-            fate(Embedding, true, embedding),
-            Fate::Quantize(Bits::Eight)
-        );
+        assert_eq!(fate(Embedding, true, embedding), Fate::Quantize(Code::Int8));
         assert_eq!(fate(Head, true, embedding), Fate::Keep);
     }
 
@@ -162,7 +159,7 @@ mod tests {
             fate(EmbeddingAndHead, false, both),
             Fate::Float(FloatType::F16)
         );
-        assert_eq!(fate(Head, false, both), Fate::Quantize(Bits::Four));
+        assert_eq!(fate(Head, false, both), Fate::Quantize(Code::Int4));
     }
 
     #[test]

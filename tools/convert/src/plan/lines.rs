@@ -58,7 +58,7 @@ impl PlanLine<'_> {
 mod tests {
     use super::super::{Fate, Reason};
     use super::*;
-    use crate::plan::Bits;
+    use crate::plan::Code;
 
     #[test]
     fn matrices_that_fare_alike_are_one_line() {
@@ -67,7 +67,7 @@ mod tests {
             kind,
             rows: 4,
             columns: 8,
-            fate: Fate::Quantize(Bits::Four),
+            fate: Fate::Quantize(Code::Int4),
             format: format.to_owned(),
             method: "RTN",
             reason: Reason::Float,

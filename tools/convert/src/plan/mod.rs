@@ -1,20 +1,20 @@
 //! What happens to which matrix, decided before any is read.
 //!
 //! - `kind`: what a matrix is for
-//! - `bits`: widths of integers
+//! - `code`: what weights become
 //! - `wishes`: what is asked for
 //! - `fate`: the rules: what becomes of a matrix, and why
 //! - `lines`: the plan as people read it
 //!
 //! `niwaki build` and `niwaki quantize` make a plan by the same rules, print it, and do what it says.
 
-mod bits;
+mod code;
 mod fate;
 mod kind;
 mod lines;
 mod wishes;
 
-pub use bits::Bits;
+pub use code::Code;
 pub use fate::{Fate, FloatType, Reason, decide};
 pub use kind::{MatrixKind, kinds, kinds_by_node};
 pub use lines::PlanLine;
@@ -69,14 +69,14 @@ impl PlannedMatrix {
 }
 
 impl Plan {
-    /// Whether matrices become integers of this width.
-    pub fn quantizes_to(&self, bits: Bits) -> bool {
+    /// Whether matrices become this.
+    pub fn quantizes_to(&self, code: Code) -> bool {
         self.matrices
             .iter()
-            .any(|matrix| matrix.fate == Fate::Quantize(bits))
+            .any(|matrix| matrix.fate == Fate::Quantize(code))
     }
 
-    /// How many matrices become integers, and how many weights they have.
+    /// How many matrices are quantized, and how many weights they have.
     pub fn quantized(&self) -> (usize, u64) {
         let matrices = self.matrices.iter();
         let quantized = matrices.filter(|matrix| matches!(matrix.fate, Fate::Quantize(_)));
@@ -85,9 +85,12 @@ impl Plan {
         })
     }
 
-    /// Whether any matrix becomes integers.
+    /// Whether any matrix is quantized.
     pub fn quantizes(&self) -> bool {
-        self.quantizes_to(Bits::Four) || self.quantizes_to(Bits::Eight)
+        let fates = self.matrices.iter().map(|matrix| matrix.fate);
+        fates
+            .into_iter()
+            .any(|fate| matches!(fate, Fate::Quantize(_)))
     }
 
     /// Whether any matrix becomes something else than what the export stores.

@@ -1,6 +1,6 @@
 //! What is asked for.
 
-use super::Bits;
+use super::Code;
 use serde::Serialize;
 
 /// How matrices are stored that the export stores as floats. Matrices that the export has already quantized are always
@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum Weights {
     /// 4-bit integers in blocks of 32.
     Int4,
+    /// 4-bit codes of 16 values in blocks of 32; the values are fitted to each matrix.
+    Codebook4,
     /// 8-bit integers in blocks of 32.
     Int8,
     /// Half precision.
@@ -28,6 +30,7 @@ impl Weights {
     pub fn name(self) -> &'static str {
         match self {
             Weights::Int4 => "int4",
+            Weights::Codebook4 => "codebook4",
             Weights::Int8 => "int8",
             Weights::F16 => "f16",
             Weights::F32 => "f32",
@@ -36,11 +39,12 @@ impl Weights {
         }
     }
 
-    /// The integers that it is, if it is.
-    pub fn bits(self) -> Option<Bits> {
+    /// What weights become then, if they are quantized.
+    pub fn code(self) -> Option<Code> {
         match self {
-            Weights::Int4 => Some(Bits::Four),
-            Weights::Int8 => Some(Bits::Eight),
+            Weights::Int4 => Some(Code::Int4),
+            Weights::Codebook4 => Some(Code::Codebook4),
+            Weights::Int8 => Some(Code::Int8),
             Weights::F16 | Weights::F32 | Weights::AsStored | Weights::AsExported => None,
         }
     }

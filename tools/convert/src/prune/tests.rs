@@ -6,7 +6,7 @@ use crate::calibrate::{CalibrateError, Calibration, Follow, Pass, Replacements, 
 use crate::export::Export;
 use crate::lower::{Lowered, Rounding, lower};
 use crate::onnx::OnnxModel;
-use crate::quantize::{Bits, QuantizeOptions, quantize_model};
+use crate::quantize::{Code, QuantizeOptions, quantize_model};
 use std::path::Path;
 
 fn demo() -> (OnnxModel, Export) {
@@ -173,7 +173,7 @@ fn what_cannot_be_pruned_is_refused_or_named() {
     ));
 
     let (quantized, _) =
-        quantize_model(&model, &QuantizeOptions::new(Bits::Eight), &mut |_| ()).unwrap();
+        quantize_model(&model, &QuantizeOptions::new(Code::Int8), &mut |_| ()).unwrap();
     let (sequences, scratch) = (sequences(), tempfile::tempdir().unwrap());
     for calibration in [None, Some(&sequences)] {
         let calibration = calibration.map(|sequences| Calibration {

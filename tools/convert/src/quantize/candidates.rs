@@ -1,6 +1,6 @@
 //! The matrices of an ONNX model: those that can be quantized, and those that cannot, with the reason.
 
-use super::{BLOCK, Bits, QuantizeOptions, Quantizer};
+use super::{BLOCK, Code, QuantizeOptions, Quantizer};
 use crate::onnx::FloatRows;
 use crate::onnx::{
     ChannelRows, DataType, Matrix, OnnxError, OnnxModel, Producers,
@@ -109,8 +109,8 @@ impl<'a> Found<'a> {
                 fate = Fate::Keep;
             }
             let (format, method) = match fate {
-                Fate::Quantize(bits) => {
-                    (format!("{}, block {BLOCK}", bits.name()), quantizer.name())
+                Fate::Quantize(code) => {
+                    (format!("{}, block {BLOCK}", code.name()), quantizer.name())
                 }
                 Fate::Keep | Fate::Float(_) => {
                     (type_name(candidate.rows.matrix.stored().data_type), "kept")
@@ -163,7 +163,7 @@ impl Candidate<'_> {
     fn obstacle_to(&self, fate: Fate) -> Option<&'static str> {
         self.obstacle.or_else(|| {
             let odd = self.use_of.is_lookup() && !self.rows.columns().is_multiple_of(2);
-            (odd && fate == Fate::Quantize(Bits::Four)).then_some("its rows have an odd length")
+            (odd && fate == Fate::Quantize(Code::Int4)).then_some("its rows have an odd length")
         })
     }
 }

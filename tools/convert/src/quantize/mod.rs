@@ -1,6 +1,10 @@
 //! Quantizers, and an ONNX model's weights quantized: a rewrite from ONNX to ONNX that onnxruntime can run.
 //!
-//! - `quantizer`: what a quantizer is; `rtn`: round to nearest, the one that needs no data
+//! - `quantizer`: what a quantizer is; `rtn`: round to nearest; `search`: the scale with the least error; `gptq`: error
+//!   feedback
+//! - `shelf`: quantized matrices on disk, so that work that was stopped can go on
+//! - what they share: `matrix`: a matrix row by row, `levels`: the values that codes stand for, `scale`: the search,
+//!   `codebook_fit`: the values of a matrix's codebook, `cholesky`: how errors are fed back
 //! - `candidates`: the matrices of an ONNX model, and which of them can be quantized at all
 //! - `rewrite`: quantizes what the [plan](crate::plan) says and replaces nodes; `nodes`: the new ones, `store`: their
 //!   tensors, `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`
@@ -8,18 +12,30 @@
 //! A new quantizer implements [`Quantizer`]; nothing else has to change.
 
 mod candidates;
+pub(crate) mod cholesky;
+mod codebook_fit;
+mod gptq;
+mod levels;
+mod matrix;
 mod nodes;
 mod operators;
 mod quantizer;
 mod rewrite;
-pub mod rtn;
+mod rtn;
+mod scale;
+mod search;
+mod shelf;
 mod store;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub use crate::plan::Bits;
+pub use crate::plan::Code;
+pub use gptq::Gptq;
 pub use quantizer::{QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target};
+pub use rtn::RoundToNearest;
+pub use search::ScaleSearch;
+pub use shelf::{Shelf, ShelfError};
 
 use crate::lower::ModelFacts;
 use crate::onnx::OnnxModel;
@@ -43,10 +59,11 @@ pub struct QuantizeOptions {
 
 impl QuantizeOptions {
     /// The plain meaning at the given width.
-    pub fn new(bits: Bits) -> Self {
-        let weights = match bits {
-            Bits::Four => Weights::Int4,
-            Bits::Eight => Weights::Int8,
+    pub fn new(code: Code) -> Self {
+        let weights = match code {
+            Code::Int4 => Weights::Int4,
+            Code::Codebook4 => Weights::Codebook4,
+            Code::Int8 => Weights::Int8,
         };
         Self {
             wishes: weights.into(),
@@ -94,7 +111,7 @@ pub fn quantize_model(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(f64),
 ) -> Result<(OnnxModel, QuantizeReport), QuantizeError> {
-    quantize_model_with(&rtn::RoundToNearest, model, options, progress)
+    quantize_model_with(&RoundToNearest, model, options, progress)
 }
 
 /// As [`quantize_model`], with a quantizer of the caller's choice.

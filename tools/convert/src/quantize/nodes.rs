@@ -1,7 +1,7 @@
 //! The nodes that take the place of products and lookups.
 
 use super::store::{QuantizedTensors, Store};
-use super::{BLOCK, Bits, QuantizeError};
+use super::{BLOCK, Code, QuantizeError};
 use crate::onnx::FloatRows;
 use crate::onnx::{
     ChannelRows, DataType,
@@ -11,7 +11,7 @@ use crate::onnx::{
 /// What new nodes say of themselves.
 #[derive(Clone, Copy)]
 pub(super) struct Form {
-    pub(super) bits: Bits,
+    pub(super) code: Code,
     /// The `accuracy_level` of `MatMulNBits`.
     pub(super) accuracy_level: i64,
 }
@@ -36,7 +36,7 @@ pub(super) fn product_nodes(
     let mut attribute = vec![
         int_attribute("K", rows.columns() as i64),
         int_attribute("N", rows.rows() as i64),
-        int_attribute("bits", form.bits.count() as i64),
+        int_attribute("bits", form.code.bits() as i64),
         int_attribute("block_size", BLOCK as i64),
     ];
     if form.accuracy_level != 0 {
@@ -76,11 +76,11 @@ pub(super) fn lookup_nodes(
     node: &NodeProto,
     rows: &ChannelRows,
     tensors: &QuantizedTensors,
-    Form { bits, .. }: Form,
+    Form { code, .. }: Form,
 ) -> Result<Vec<NodeProto>, QuantizeError> {
     let dims = vec![
         rows.rows() as i64,
-        (rows.columns() * bits.count() / 8) as i64,
+        (rows.columns() * code.bits() / 8) as i64,
     ];
     let mut nodes = Vec::new();
     let mut data = tensors.integers.name.clone();
@@ -110,7 +110,7 @@ pub(super) fn lookup_nodes(
         op_type: Some("GatherBlockQuantized".to_owned()),
         domain: Some("com.microsoft".to_owned()),
         attribute: vec![
-            int_attribute("bits", bits.count() as i64),
+            int_attribute("bits", code.bits() as i64),
             int_attribute("block_size", BLOCK as i64),
             int_attribute("gather_axis", 0),
             int_attribute("quantize_axis", 1),

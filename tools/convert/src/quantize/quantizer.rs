@@ -2,9 +2,9 @@
 
 use super::BLOCK;
 use crate::calibrate::{Statistics, Wanted};
-use crate::onnx::FloatRows;
-use crate::onnx::OnnxError;
-use crate::plan::Bits;
+use crate::onnx::{FloatRows, OnnxError};
+use crate::plan::Code;
+use niwaki_kernels::Codebook;
 
 /// The grid on which scales lie, so that what is computed with is what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,35 +13,39 @@ pub enum ScaleGrid {
     F16,
     /// Multiples that both bf16 and f16 hold; bf16 models, whose operators take bf16 scales.
     Bf16,
+    /// Any normal f32: where others do not reach.
+    F32,
 }
 
 /// What a matrix is to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The width of its integers.
-    pub bits: Bits,
+    /// What its weights become.
+    pub code: Code,
     /// Where its scales lie.
     pub grid: ScaleGrid,
 }
 
-/// A quantized matrix: `value = integer * scale`.
+/// A quantized matrix: `value = integer * scale`, or `value = codebook[code] * scale`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QuantizedRows {
-    /// Row-major, as many as the weights.
-    pub integers: Vec<i8>,
+    /// Row-major, as many as the weights: integers, or places in the codebook.
+    pub codes: Vec<i8>,
     /// Row-major, `columns.div_ceil(BLOCK)` for each row; on the scale grid, never NaN or infinite.
     pub scales: Vec<f32>,
+    /// What the codes stand for, if not for themselves.
+    pub codebook: Option<Codebook>,
 }
 
 impl QuantizedRows {
-    /// Integers and scales of some rows.
+    /// Codes and scales of some rows.
     ///
     /// # Panics
     /// If there are not so many.
     pub fn rows(&self, range: std::ops::Range<usize>, columns: usize) -> (&[i8], &[f32]) {
         let blocks = columns.div_ceil(BLOCK);
         (
-            &self.integers[range.start * columns..range.end * columns],
+            &self.codes[range.start * columns..range.end * columns],
             &self.scales[range.start * blocks..range.end * blocks],
         )
     }
@@ -54,6 +58,11 @@ impl QuantizedRows {
 pub trait Quantizer: Sync {
     /// The method's name, for reports.
     fn name(&self) -> &'static str;
+
+    /// The method and all its settings: what is done by two quantizers of the same description is the same.
+    fn description(&self) -> String {
+        self.name().to_owned()
+    }
 
     /// What it wants to know of a matrix's input. Where nothing is wanted, no text is needed.
     fn wants(&self) -> Wanted {
@@ -100,15 +109,17 @@ pub enum QuantizeError {
         /// The value.
         value: f32,
     },
-    /// All weights are so small that their scales would be zero.
+    /// The weights of a block are so small that its scale would be zero.
     #[error(
-        "weights {matrix:?}: the largest is {value:e}, too small for a 16-bit scale: all of them would become zero; \
-         keep this model in floats"
+        "weights {matrix:?}: row {row} holds a block of 32 weights of which the largest is {value:e}, too small for its \
+         scale: all of them would become zero; keep this matrix in floats"
     )]
     TooSmall {
         /// The matrix.
         matrix: String,
-        /// The largest magnitude.
+        /// The row: the output channel.
+        row: usize,
+        /// The block's largest magnitude.
         value: f32,
     },
     /// Nothing would have changed.

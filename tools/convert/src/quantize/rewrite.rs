@@ -3,7 +3,7 @@
 use super::candidates::{Candidate, Found, Use};
 use super::nodes::{Form, lookup_nodes, product_nodes};
 use super::store::Store;
-use super::{Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedMatrix, Quantizer};
+use super::{Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedMatrix, Quantizer};
 use crate::memory::give_back_freed;
 use crate::onnx::FloatRows;
 use crate::onnx::{
@@ -34,12 +34,12 @@ pub(super) fn rewrite(
     if !plan.quantizes() {
         return Err(nothing(&plan, &left));
     }
-    let mut chosen: Vec<(&Candidate<'_>, Bits)> = found
+    let mut chosen: Vec<(&Candidate<'_>, Code)> = found
         .candidates
         .iter()
         .zip(&fates)
         .filter_map(|(candidate, fate)| match *fate {
-            Fate::Quantize(bits) => Some((candidate, bits)),
+            Fate::Quantize(code) => Some((candidate, code)),
             Fate::Keep | Fate::Float(_) => None,
         })
         .collect();
@@ -51,7 +51,7 @@ pub(super) fn rewrite(
     let mut store = Store::new(graph)?;
     let mut replacements: HashMap<usize, Vec<NodeProto>> = HashMap::new();
     let mut quantized = Vec::new();
-    for (candidate, bits) in chosen {
+    for (candidate, code) in chosen {
         let Candidate {
             index,
             node,
@@ -59,7 +59,7 @@ pub(super) fn rewrite(
             rows,
             ..
         } = candidate;
-        let tensors = store.quantize(quantizer, candidate, bits)?;
+        let tensors = store.quantize(quantizer, candidate, code)?;
         let matrix = QuantizedMatrix {
             node: node.label(),
             rows: rows.rows(),
@@ -68,7 +68,7 @@ pub(super) fn rewrite(
         };
         quantized.push((*index, matrix));
         let form = Form {
-            bits,
+            code,
             accuracy_level: options.accuracy_level,
         };
         let nodes = match use_of {

@@ -2,7 +2,7 @@
 
 use super::candidates::{Candidate, Use};
 use super::operators::{pack_gather_row, pack_matmul_row};
-use super::{BLOCK, Bits, QuantizeError, Quantizer, ScaleGrid, Target};
+use super::{BLOCK, Code, QuantizeError, Quantizer, ScaleGrid, Target};
 use crate::onnx::FloatRows;
 use crate::onnx::{
     DataType, Spool,
@@ -123,16 +123,16 @@ impl Store {
         &mut self,
         quantizer: &dyn Quantizer,
         candidate: &Candidate<'_>,
-        bits: Bits,
+        code: Code,
     ) -> Result<QuantizedTensors, QuantizeError> {
         let rows = &candidate.rows;
         // Rows of whole blocks are packed alike for both uses.
         let ragged_lookup = candidate.use_of.is_lookup() && !rows.columns().is_multiple_of(BLOCK);
-        let made = (rows.identity(), bits.count(), ragged_lookup);
+        let made = (rows.identity(), code.bits(), ragged_lookup);
         if let Some(tensors) = self.made.get(&made) {
             return Ok(tensors.clone());
         }
-        let tensors = self.quantize_anew(quantizer, candidate, bits)?;
+        let tensors = self.quantize_anew(quantizer, candidate, code)?;
         rows.release(0..rows.rows());
         self.made.insert(made, tensors.clone());
         Ok(tensors)
@@ -142,7 +142,7 @@ impl Store {
         &mut self,
         quantizer: &dyn Quantizer,
         Candidate { rows, use_of, .. }: &Candidate<'_>,
-        bits: Bits,
+        code: Code,
     ) -> Result<QuantizedTensors, QuantizeError> {
         let (count, columns) = (rows.rows(), rows.columns());
         let blocks = columns.div_ceil(BLOCK);
@@ -152,7 +152,7 @@ impl Store {
         } else {
             ScaleGrid::F16
         };
-        let quantized = quantizer.quantize(rows, None, Target { bits, grid })?;
+        let quantized = quantizer.quantize(rows, None, Target { code, grid })?;
         let pack = |panel: Range<usize>| {
             let mut values = vec![0.0; panel.len() * columns];
             rows.read(panel.clone(), &mut values)?;
@@ -165,8 +165,8 @@ impl Store {
                 .zip(scales.chunks(blocks))
             {
                 match use_of {
-                    Use::Product { .. } => pack_matmul_row(row, bits, &mut packed.integers),
-                    Use::Lookup => pack_gather_row(row, bits, &mut packed.integers),
+                    Use::Product { .. } => pack_matmul_row(row, code, &mut packed.integers),
+                    Use::Lookup => pack_gather_row(row, code, &mut packed.integers),
                 }
                 packed.measure(values, row, row_scales);
                 append_scales(row_scales, data_type, &mut packed.scales);
@@ -186,14 +186,14 @@ impl Store {
         };
         each_panel(count, pack, take, &mut |_| ())?;
         let integers = start..self.spool.len();
-        let name = format!("{}_Q{}", rows.matrix.name(), bits.count());
+        let name = format!("{}_Q{}", rows.matrix.name(), code.bits());
         let dims = match use_of {
             Use::Product { .. } => vec![
                 count as i64,
                 blocks as i64,
-                (BLOCK * bits.count() / 8) as i64,
+                (BLOCK * code.bits() / 8) as i64,
             ],
-            Use::Lookup => vec![count as i64, (columns * bits.count() / 8) as i64],
+            Use::Lookup => vec![count as i64, (columns * code.bits() / 8) as i64],
         };
         Ok(QuantizedTensors {
             integers: self.keep(&name, DataType::Uint8, dims, hasher.finalize(), integers),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::{
-    BLOCK, Bits, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
+    BLOCK, Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
     ScaleGrid, Target, quantize_model, rtn::RoundToNearest,
 };
 use crate::onnx::Floats;
@@ -19,14 +19,14 @@ use crate::plan::{MatrixKind, Reason, Weights, Wishes};
 fn quantize_rows(
     columns: usize,
     values: &[f32],
-    bits: Bits,
+    bits: Code,
     grid: ScaleGrid,
 ) -> Result<QuantizedRows, QuantizeError> {
     let weights = Floats::new("w", columns, values.to_vec());
     RoundToNearest.quantize(&weights, None, Target { bits, grid })
 }
 
-fn quantize(values: &[f32], bits: Bits) -> QuantizedRows {
+fn quantize(values: &[f32], bits: Code) -> QuantizedRows {
     quantize_rows(values.len(), values, bits, ScaleGrid::F16).unwrap()
 }
 
@@ -47,7 +47,7 @@ fn eight_bits_span_the_block_and_zero_stays_zero() {
     let mut values = vec![0.0f32; 64];
     values[3] = -2.0;
     values[5] = 1.0;
-    let quantized = quantize(&values, Bits::Eight);
+    let quantized = quantize(&values, Code::Int8);
     assert_eq!(
         (
             quantized.integers[3],
@@ -63,17 +63,17 @@ fn eight_bits_span_the_block_and_zero_stays_zero() {
 fn four_bits_take_the_better_of_two_scales() {
     // All values are multiples of 1/8 of the extreme: with the extreme at -8 nothing is lost.
     let exact: Vec<f32> = (0..BLOCK).map(|index| -(index as f32 % 9.0)).collect();
-    let quantized = quantize(&exact, Bits::Four);
+    let quantized = quantize(&exact, Code::Int4);
     assert_eq!(quantized.scales, [1.0]);
     assert_eq!(quantized.integers[8], -8);
     // The same with the other sign takes a negative scale.
     let mirrored: Vec<f32> = exact.iter().map(|value| -value).collect();
-    assert_eq!(quantize(&mirrored, Bits::Four).scales, [-1.0]);
+    assert_eq!(quantize(&mirrored, Code::Int4).scales, [-1.0]);
     // Both ends are alike: clipping one of them costs more than a coarser step.
     let symmetric: Vec<f32> = (0..BLOCK)
         .map(|index| (index as f32 % 15.0) - 7.0)
         .collect();
-    let quantized = quantize(&symmetric, Bits::Four);
+    let quantized = quantize(&symmetric, Code::Int4);
     assert_eq!(
         (
             quantized.scales[0],
@@ -89,7 +89,7 @@ fn a_short_last_block_has_a_scale_of_its_own() {
     let values: Vec<f32> = (0..2 * 40)
         .map(|index| if index % 40 < 32 { 1.0 } else { 100.0 })
         .collect();
-    let quantized = quantize_rows(40, &values, Bits::Eight, ScaleGrid::F16).unwrap();
+    let quantized = quantize_rows(40, &values, Code::Int8, ScaleGrid::F16).unwrap();
     assert_eq!((quantized.scales.len(), quantized.integers.len()), (4, 80));
     assert!(quantized.integers.iter().all(|&integer| integer == 127));
 }
@@ -99,7 +99,7 @@ fn weights_that_no_scale_reaches_are_refused() {
     let refusal = |value: f32| {
         let mut values = [0.0; 64];
         values[40] = value;
-        quantize_rows(32, &values, Bits::Four, ScaleGrid::F16).unwrap_err()
+        quantize_rows(32, &values, Code::Int4, ScaleGrid::F16).unwrap_err()
     };
     assert!(matches!(
         refusal(f32::NAN),
@@ -126,7 +126,7 @@ proptest! {
         eight in any::<bool>(),
         brain in any::<bool>(),
     ) {
-        let (bits, grid) = (if eight { Bits::Eight } else { Bits::Four }, if brain { ScaleGrid::Bf16 } else { ScaleGrid::F16 });
+        let (bits, grid) = (if eight { Code::Int8 } else { Code::Int4 }, if brain { ScaleGrid::Bf16 } else { ScaleGrid::F16 });
         let quantized = quantize_rows(values.len(), &values, bits, grid).unwrap();
         for (index, (&value, &integer)) in values.iter().zip(&quantized.integers).enumerate() {
             let scale = quantized.scales[index / BLOCK];
@@ -141,11 +141,11 @@ proptest! {
     }
 }
 
-fn options(bits: Bits) -> QuantizeOptions {
+fn options(bits: Code) -> QuantizeOptions {
     QuantizeOptions::new(bits)
 }
 
-fn run(model: &OnnxModel, bits: Bits) -> (OnnxModel, QuantizeReport) {
+fn run(model: &OnnxModel, bits: Code) -> (OnnxModel, QuantizeReport) {
     quantize_model(model, &options(bits), &mut |_| ()).unwrap()
 }
 
@@ -208,8 +208,8 @@ fn decoded(model: &OnnxModel, node: &NodeProto, rows: usize, columns: usize) -> 
     values
 }
 
-fn assert_close(decoded: &[f32], wanted: &[f32], bits: Bits) {
-    let step = if bits == Bits::Four { 0.1 } else { 0.006 };
+fn assert_close(decoded: &[f32], wanted: &[f32], bits: Code) {
+    let step = if bits == Code::Int4 { 0.1 } else { 0.006 };
     assert_eq!(decoded.len(), wanted.len());
     for (index, (decoded, wanted)) in decoded.iter().zip(wanted).enumerate() {
         assert!(
@@ -227,7 +227,7 @@ fn transposed(rows: usize, columns: usize, values: &[f32]) -> Vec<f32> {
 
 #[test]
 fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
-    for bits in [Bits::Four, Bits::Eight] {
+    for bits in [Code::Int4, Code::Int8] {
         // 40 input channels: the second block is filled up.
         let weights = noise(40 * 300, 1);
         let product = node("MatMul", &["x", "w"], &["y"]);
@@ -273,7 +273,7 @@ fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
                 && report.quantized[0].rows == 300
                 && report.quantized[0].columns == 40
         );
-        assert!(report.quantized[0].relative_error < if bits == Bits::Four { 0.12 } else { 0.01 });
+        assert!(report.quantized[0].relative_error < if bits == Code::Int4 { 0.12 } else { 0.01 });
     }
 }
 
@@ -292,14 +292,14 @@ fn a_gemm_keeps_its_bias_and_its_factor() {
             vec![gemm],
             &["y"],
         )),
-        Bits::Eight,
+        Code::Int8,
     );
     assert_eq!(operators(&quantized), ["MatMulNBits", "Add"]);
     let halves: Vec<f32> = weights.iter().map(|weight| weight * 0.5).collect();
     assert_close(
         &decoded(&quantized, find(&quantized, "MatMulNBits"), 64, 32),
         &halves,
-        Bits::Eight,
+        Code::Int8,
     );
     let add = find(&quantized, "Add");
     assert_eq!(
@@ -329,12 +329,12 @@ fn weights_are_found_behind_transposes_casts_and_constants() {
         node("Transpose", &["wide"], &["turned"]),
         node("MatMul", &["x", "turned"], &["y"]),
     ];
-    let (quantized, _) = run(&model(graph(&["x"], vec![], nodes, &["y"])), Bits::Four);
+    let (quantized, _) = run(&model(graph(&["x"], vec![], nodes, &["y"])), Code::Int4);
     assert_eq!(operators(&quantized), ["MatMulNBits"]);
     assert_close(
         &decoded(&quantized, &quantized.graph().node[0], 96, 32),
         &weights,
-        Bits::Four,
+        Code::Int4,
     );
     assert_eq!(
         quantized
@@ -373,7 +373,7 @@ fn scales_have_the_type_of_the_model() {
                 vec![node("MatMul", &["x", "w"], &["y"])],
                 &["y"],
             )),
-            Bits::Four,
+            Code::Int4,
         );
         let scales = &quantized.graph().node[0].input[2];
         assert_eq!(
@@ -403,7 +403,7 @@ fn tied(columns: usize, rows: usize) -> (Vec<f32>, OnnxModel) {
 
 #[test]
 fn an_embedding_tied_to_the_output_head_is_stored_once() {
-    for bits in [Bits::Four, Bits::Eight] {
+    for bits in [Code::Int4, Code::Int8] {
         let (table, model) = tied(64, 128);
         let (quantized, report) = run(&model, bits);
         assert_eq!(
@@ -431,7 +431,7 @@ fn an_embedding_tied_to_the_output_head_is_stored_once() {
 #[test]
 fn a_table_of_ragged_rows_is_stored_for_each_use() {
     let (table, model) = tied(72, 128);
-    let (quantized, _) = run(&model, Bits::Four);
+    let (quantized, _) = run(&model, Code::Int4);
     assert_eq!(
         operators(&quantized),
         ["GatherBlockQuantized", "MatMulNBits"]
@@ -441,13 +441,13 @@ fn a_table_of_ragged_rows_is_stored_for_each_use() {
         quantized.initializer(&lookup.input[0]).unwrap().dims,
         [128, 36]
     );
-    assert_close(&decoded(&quantized, lookup, 128, 72), &table, Bits::Four);
+    assert_close(&decoded(&quantized, lookup, 128, 72), &table, Code::Int4);
 }
 
 /// What is said of a model in which nothing can be quantized.
 fn refusal(inputs: &[&str], initializers: Vec<TensorProto>, nodes: Vec<NodeProto>) -> String {
     let model = model(graph(inputs, initializers, nodes, &["y"]));
-    let refused = quantize_model(&model, &options(Bits::Four), &mut |_| ()).unwrap_err();
+    let refused = quantize_model(&model, &options(Code::Int4), &mut |_| ()).unwrap_err();
     assert!(matches!(refused, QuantizeError::NothingQuantized { .. }));
     refused.to_string()
 }
@@ -506,7 +506,7 @@ fn nodes_that_are_left_beside_quantized_ones_are_named() {
     ];
     let weights = ["w", "kernel"].map(|name| float_tensor(name, &[64, 64], &noise(64 * 64, 7)));
     let model = model(graph(&["x"], weights.to_vec(), nodes, &["y"]));
-    let (_, report) = run(&model, Bits::Four);
+    let (_, report) = run(&model, Code::Int4);
     assert_eq!(report.quantized.len(), 1);
     assert_eq!(report.left.len(), 1, "{:?}", report.left);
     assert!(report.left[0].node.starts_with("Conv"), "{:?}", report.left);
@@ -515,13 +515,13 @@ fn nodes_that_are_left_beside_quantized_ones_are_named() {
 #[test]
 fn a_quantized_model_is_refused_and_two_runs_give_the_same() {
     let (_, model) = tied(64, 128);
-    let (once, _) = run(&model, Bits::Four);
-    let refused = quantize_model(&once, &options(Bits::Eight), &mut |_| ()).unwrap_err();
+    let (once, _) = run(&model, Code::Int4);
+    let refused = quantize_model(&once, &options(Code::Int8), &mut |_| ()).unwrap_err();
     assert!(
         refused.to_string().contains("quantized already"),
         "{refused}"
     );
-    let (again, _) = run(&model, Bits::Four);
+    let (again, _) = run(&model, Code::Int4);
     assert_eq!(
         once.proto().encode_to_vec(),
         again.proto().encode_to_vec(),
@@ -535,7 +535,7 @@ fn half_quantized() -> OnnxModel {
     let product = vec![node("MatMul", &["x", "w"], &["h"])];
     let (once, _) = run(
         &model(graph(&["x"], vec![weights], product, &["h"])),
-        Bits::Four,
+        Code::Int4,
     );
     let quantized = once.graph();
     let mut nodes = vec![node("Gather", &["table", "input_ids"], &["x"])];
@@ -596,14 +596,14 @@ fn weights_that_would_all_become_zero_are_refused() {
         .iter()
         .map(|weight| weight * 1e-9)
         .collect();
-    for bits in [Bits::Four, Bits::Eight] {
+    for bits in [Code::Int4, Code::Int8] {
         let refused = quantize_rows(64, &tiny, bits, ScaleGrid::F16).unwrap_err();
         assert!(
             matches!(refused, QuantizeError::TooSmall { .. }),
             "{refused}"
         );
     }
-    let zeros = quantize_rows(64, &[0.0; 64 * 64], Bits::Four, ScaleGrid::F16).unwrap();
+    let zeros = quantize_rows(64, &[0.0; 64 * 64], Code::Int4, ScaleGrid::F16).unwrap();
     assert!(zeros.scales.iter().all(|scale| *scale == 0.0));
 }
 
@@ -613,7 +613,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.unwrap()
-            .install(|| quantize_rows(70, &weights, Bits::Four, ScaleGrid::F16).unwrap())
+            .install(|| quantize_rows(70, &weights, Code::Int4, ScaleGrid::F16).unwrap())
     };
     assert_eq!(on(1), on(3));
 }
@@ -623,7 +623,7 @@ fn the_accuracy_level_is_written_when_asked_for() {
     let (_, model) = tied(64, 128);
     let options = QuantizeOptions {
         accuracy_level: 4,
-        ..options(Bits::Four)
+        ..options(Code::Int4)
     };
     let (quantized, _) = quantize_model(&model, &options, &mut |_| ()).unwrap();
     assert_eq!(
@@ -642,7 +642,7 @@ fn broken_weights_are_an_error_that_names_them() {
         vec![node("MatMul", &["x", "w"], &["y"])],
         &["y"],
     ));
-    let error = quantize_model(&model, &options(Bits::Four), &mut |_| ())
+    let error = quantize_model(&model, &options(Code::Int4), &mut |_| ())
         .unwrap_err()
         .to_string();
     assert!(
