@@ -216,7 +216,7 @@ impl Bundle {
     pub fn matrix(&self, id: MatrixId) -> Option<Matrix<'_>> {
         let entry = self.weight_table.matrices.get(id)?;
         let bytes = self.map.bytes().get(self.matrix_ranges.get(id)?.clone())?;
-        Matrix::new(entry.format()?, entry.rows, entry.cols, bytes).ok()
+        entry.view(bytes)
     }
 
     /// A vector of the weight table, borrowed from the mapping; `None` for an id that is not in the table.

@@ -1,7 +1,7 @@
 //! Where each weight lies in the weights section and how it is stored.
 
 use super::layout::WEIGHT_ALIGNMENT;
-use niwaki_kernels::{Element, MatrixFormat, ScaleType};
+use niwaki_kernels::{Codebook, Element, LayoutError, Matrix, MatrixFormat, ScaleType};
 use serde::{Deserialize, Serialize};
 
 /// Most weights a table may list; real models have thousands.
@@ -39,6 +39,9 @@ pub struct MatrixEntry {
     /// Whether blocks have zero points.
     #[serde(default, skip_serializing_if = "is_false")]
     pub zero_points: bool,
+    /// What the codes 0 to 15 stand for, each -127 to 127; only with [`ElementKind::Codebook4`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codebook: Option<[i8; 16]>,
     /// Output channels.
     pub rows: usize,
     /// Input channels.
@@ -83,6 +86,8 @@ pub enum ElementKind {
     Int8,
     /// Signed 4-bit integers with block scales.
     Int4,
+    /// 4-bit codes of the values in the matrix's codebook, with block scales.
+    Codebook4,
 }
 
 /// How a block's scale is stored.
@@ -96,7 +101,7 @@ pub enum ScaleKind {
 }
 
 impl MatrixEntry {
-    /// An entry for a matrix of `format`.
+    /// An entry for a matrix of `format`, without a codebook.
     pub fn new(
         name: String,
         format: MatrixFormat,
@@ -110,6 +115,7 @@ impl MatrixEntry {
             Element::F16 => (ElementKind::F16, false),
             Element::Int8 => (ElementKind::Int8, true),
             Element::Int4 => (ElementKind::Int4, true),
+            Element::Codebook4 => (ElementKind::Codebook4, true),
         };
         let scale = match format.scale {
             ScaleType::F16 => ScaleKind::F16,
@@ -122,6 +128,7 @@ impl MatrixEntry {
             block: if quantized { format.block } else { 0 },
             scale: quantized.then_some(scale),
             zero_points: quantized && format.zero_points,
+            codebook: None,
             rows,
             cols,
             offset,
@@ -151,7 +158,32 @@ impl MatrixEntry {
             ElementKind::F16 => float(MatrixFormat::F16),
             ElementKind::Int8 => quantized(Element::Int8),
             ElementKind::Int4 => quantized(Element::Int4),
+            ElementKind::Codebook4 => {
+                quantized(Element::Codebook4).filter(|format| *format == MatrixFormat::CODEBOOK4)
+            }
         }
+    }
+
+    /// The kernels' view of its bytes; `None` when the fields, or the length, do not describe a matrix.
+    pub(crate) fn view<'a>(&self, bytes: &'a [u8]) -> Option<Matrix<'a>> {
+        let format = self.format()?;
+        match self.checked_codebook().ok()? {
+            Some(codebook) => Matrix::with_codebook(codebook, self.rows, self.cols, bytes),
+            None => Matrix::new(format, self.rows, self.cols, bytes),
+        }
+        .ok()
+    }
+
+    /// The codebook, there if and only if the elements are codes.
+    fn checked_codebook(&self) -> Result<Option<Codebook>, LayoutError> {
+        let (given, expected) = (
+            self.codebook.is_some(),
+            self.element == ElementKind::Codebook4,
+        );
+        if given != expected {
+            return Err(LayoutError::Codebook { given, expected });
+        }
+        self.codebook.map(Codebook::new).transpose()
     }
 }
 
@@ -173,6 +205,9 @@ impl WeightTable {
                     "element, block, scale and zero points do not form a known format".into(),
                 );
             };
+            if let Err(error) = matrix.checked_codebook() {
+                return fail(error.to_string());
+            }
             let (rows, cols) = (matrix.rows, matrix.cols);
             if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
                 return fail(format!("{rows} x {cols} is not a possible size"));

@@ -6,7 +6,7 @@ use crate::{
     RowOrigin, SECTION_ALIGNMENT, SectionEntry, SectionKind, VectorEntry, Verify, WEIGHT_ALIGNMENT,
     WeightTable,
 };
-use niwaki_kernels::MatrixFormat;
+use niwaki_kernels::{Codebook, MatrixFormat};
 use serde::Serialize;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -120,7 +120,7 @@ impl BundleWriter {
         Ok(writer)
     }
 
-    /// Adds a matrix packed by `niwaki_kernels::pack` and answers its id.
+    /// Adds a matrix packed by `niwaki_kernels::pack`, of a format without a codebook, and answers its id.
     ///
     /// # Errors
     /// [`WriteError::WeightSize`] when `bytes` is not what the format takes, [`WriteError::Io`].
@@ -359,6 +359,13 @@ impl MatrixWriter<'_> {
     #[must_use]
     pub fn with_origins(mut self, origins: Vec<RowOrigin>) -> Self {
         self.entry.origins = origins;
+        self
+    }
+
+    /// Says what the codes stand for, which a matrix of [`MatrixFormat::CODEBOOK4`] needs.
+    #[must_use]
+    pub fn with_codebook(mut self, codebook: Codebook) -> Self {
+        self.entry.codebook = Some(*codebook.values());
         self
     }
 

@@ -89,6 +89,7 @@ fn shape(weight: MatrixId, weights: &WeightTable) -> String {
         ElementKind::F16 => "f16",
         ElementKind::Int8 => "int8",
         ElementKind::Int4 => "int4",
+        ElementKind::Codebook4 => "codebook4",
     };
     format!("{} -> {} {element}", matrix.cols, matrix.rows)
 }

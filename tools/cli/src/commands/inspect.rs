@@ -246,6 +246,7 @@ fn format_name(matrix: &MatrixEntry) -> String {
         ElementKind::F16 => return "f16".to_owned(),
         ElementKind::Int8 => "int8",
         ElementKind::Int4 => "int4",
+        ElementKind::Codebook4 => "codebook4",
     };
     let scale = match matrix.scale {
         Some(ScaleKind::F32) => ", f32 scales",

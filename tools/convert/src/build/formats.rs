@@ -67,5 +67,6 @@ fn format_name(format: &MatrixFormat) -> String {
         Element::F16 => "f16".to_owned(),
         Element::Int8 => format!("int8, block {}", format.block),
         Element::Int4 => format!("int4, block {}", format.block),
+        Element::Codebook4 => format!("codebook4, block {}", format.block),
     }
 }
