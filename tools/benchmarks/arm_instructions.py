@@ -1,6 +1,6 @@
 """Counts the guest instructions of a decoded and of a prefilled token on ARM CPUs that qemu emulates.
 
-    python3 tools/benchmarks/arm_instructions.py SHAPE [--weights int4,int8] [--cpus neon,dotprod,i8mm] [--no-peers]
+    python3 tools/benchmarks/arm_instructions.py SHAPE [--weights int4,codebook4,int8] [--cpus neon,dotprod,i8mm] [--no-peers]
                                                  [--profile release|dist] [--json FILE]
 
 SHAPE is a SHAPE.json or the name of one in tools/benchmarks/shapes. One thread. The counts repeat to the digit, on

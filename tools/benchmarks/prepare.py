@@ -18,7 +18,8 @@ from vocabulary import write_tokenizer
 HERE = pathlib.Path(__file__).parent.resolve()
 ROOT = HERE.parents[1]
 TARGET = ROOT / "target" / "benchmarks"
-GGUF = {"int4": "Q4_0", "int8": "Q8_0"}
+# Of the same bits. (llama.cpp has codebooks, too, IQ4_NL, but its Python does not write them.)
+GGUF = {"int4": "Q4_0", "codebook4": "Q4_0", "int8": "Q8_0"}
 
 
 def say(text):
@@ -101,9 +102,13 @@ class Models:
         stamp.write_text(text)
 
     def bundle(self, weights):
-        """A .niwaki bundle with int4 or int8 weights."""
+        """A .niwaki bundle with int4 or int8 weights, or with those of int4 as codebook4."""
         bundle = self.folder / f"{weights}.niwaki"
-        if not bundle.is_file():
+        if not bundle.is_file() and weights == "codebook4":
+            program = benchmark("int4_as_codes", "--release", "--workspace")
+            say(f"building {bundle.name} of {self.shape.name}")
+            run(program, self.bundle("int4"), bundle)
+        elif not bundle.is_file():
             export = self._export("fp32")
             say(f"building {bundle.name} of {self.shape.name}")
             run(self.niwaki, "build", export, "-o", bundle, "--weights", weights)

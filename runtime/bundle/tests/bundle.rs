@@ -7,10 +7,11 @@ use niwaki_bundle::{
     Bundle, BundleError, HEADER_BYTES, Header, Manifest, Place, SECTION_ALIGNMENT, SectionEntry,
     SectionKind, Verify,
 };
+use niwaki_kernels::MatrixFormat;
 use proptest::prelude::*;
 use std::io::{Seek, SeekFrom, Write};
 use std::sync::LazyLock;
-use synthetic::{Decoder, complete_bundle};
+use synthetic::{CODEBOOK, Decoder, complete_bundle};
 
 static COMPLETE: LazyLock<Vec<u8>> = LazyLock::new(complete_bundle);
 
@@ -41,10 +42,14 @@ fn rehashed(bytes: &[u8], original: &Header) -> Vec<u8> {
     [&header.encode(), &bytes[HEADER_BYTES..]].concat()
 }
 
-/// The bundle with a section's body replaced, hashes right.
+/// The complete bundle with a section's body replaced, hashes right.
 fn with_section(kind: SectionKind, body: &[u8]) -> Vec<u8> {
-    let mut header = header(&COMPLETE);
-    let mut bytes = COMPLETE.clone();
+    replace_section(&COMPLETE, kind, body)
+}
+
+fn replace_section(complete: &[u8], kind: SectionKind, body: &[u8]) -> Vec<u8> {
+    let mut header = header(complete);
+    let mut bytes = complete.to_vec();
     let start = (bytes.len() as u64).next_multiple_of(SECTION_ALIGNMENT);
     bytes.resize(start as usize, 0);
     bytes.extend(body);
@@ -58,15 +63,19 @@ fn with_section(kind: SectionKind, body: &[u8]) -> Vec<u8> {
         hash,
     });
     // What was there before is padding now.
-    let old = *self::header(&COMPLETE).section(kind).unwrap();
+    let old = *self::header(complete).section(kind).unwrap();
     bytes[old.offset as usize..][..old.length as usize].fill(0);
     header.bundle_bytes = bytes.len() as u64;
     [&header.encode(), &bytes[HEADER_BYTES..]].concat()
 }
 
 fn section_text(kind: SectionKind) -> String {
-    let entry = *header(&COMPLETE).section(kind).unwrap();
-    String::from_utf8(COMPLETE[entry.offset as usize..][..entry.length as usize].to_vec()).unwrap()
+    section_text_of(&COMPLETE, kind)
+}
+
+fn section_text_of(complete: &[u8], kind: SectionKind) -> String {
+    let entry = *header(complete).section(kind).unwrap();
+    String::from_utf8(complete[entry.offset as usize..][..entry.length as usize].to_vec()).unwrap()
 }
 
 fn entry_mut(header: &mut Header, kind: SectionKind) -> &mut SectionEntry {
@@ -496,6 +505,77 @@ fn a_weight_table_that_does_not_fit_is_refused_with_the_weight_named() {
             error.to_string().contains("section weight table"),
             "{pointer} = {value}: {error}"
         );
+    }
+}
+
+/// A bundle of codes, with what `change` makes of the first matrix's entry.
+fn open_codes(change: impl FnOnce(&mut serde_json::Value)) -> Result<Bundle, BundleError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.niwaki");
+    let decoder = Decoder {
+        format: MatrixFormat::CODEBOOK4,
+        ..Decoder::TINY
+    };
+    decoder.write(&path, 1);
+    let complete = std::fs::read(path).unwrap();
+    let kind = SectionKind::WeightTable;
+    let mut table: serde_json::Value =
+        serde_json::from_str(&section_text_of(&complete, kind)).unwrap();
+    change(&mut table["matrices"][0]);
+    let bytes = replace_section(&complete, kind, table.to_string().as_bytes());
+    open(&bytes, Verify::Full)
+}
+
+#[test]
+fn a_codebook_is_read_back_with_its_matrix() {
+    let bundle = open_codes(|_| {}).unwrap();
+    let entry = &bundle.weight_table().matrices[0];
+    assert_eq!(entry.format(), Some(MatrixFormat::CODEBOOK4));
+    assert_eq!(entry.codebook, Some(CODEBOOK));
+    let matrix = bundle.matrix(0).unwrap();
+    assert_eq!(matrix.codebook().unwrap().values(), &CODEBOOK);
+}
+
+#[test]
+fn a_codebook_that_is_missing_misplaced_or_impossible_is_refused_with_the_matrix_named() {
+    let set = |field: &'static str, value: serde_json::Value| {
+        open_codes(move |entry| entry[field] = value).unwrap_err()
+    };
+    let mut values = CODEBOOK.map(i32::from);
+    let mut refusals = vec![
+        set("codebook", serde_json::Value::Null),
+        set("element", "int4".into()),
+        set("block", 16.into()),
+        set("scale", "f32".into()),
+        set("zero_points", true.into()),
+    ];
+    values[5] = -128;
+    refusals.push(set("codebook", values.to_vec().into()));
+    let refusals: Vec<String> = refusals
+        .iter()
+        .map(|error| {
+            assert!(matches!(error, BundleError::Invalid { .. }), "{error:?}");
+            let text = error.to_string();
+            text.split_once("matrix 0 (embedding): ").unwrap().1.into()
+        })
+        .collect();
+    let unknown = "element, block, scale and zero points do not form a known format";
+    assert_eq!(
+        refusals,
+        [
+            "codebook given: false, codebook in the format: true",
+            "codebook given: true, codebook in the format: false",
+            unknown,
+            unknown,
+            unknown,
+            "codebook value -128 at index 5 cannot be stored in this format",
+        ]
+    );
+    // Not 16 bytes at all: not the JSON that a codebook is.
+    values[5] = 128;
+    for values in [&values[..], &CODEBOOK.map(i32::from)[..15]] {
+        let error = set("codebook", values.to_vec().into());
+        assert!(matches!(error, BundleError::Json { .. }), "{error:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use niwaki::{
     OpenOptions, Sampling, Session, SessionError,
 };
 use niwaki_kernels::{Element, MatrixFormat, ScaleType};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use synthetic::{Decoder, Random};
 
@@ -74,6 +74,7 @@ fn formats() -> Vec<MatrixFormat> {
     vec![
         int4,
         MatrixFormat::INT8,
+        MatrixFormat::CODEBOOK4,
         MatrixFormat::F16,
         MatrixFormat::F32,
         MatrixFormat { block: 16, ..int4 },
@@ -112,6 +113,52 @@ fn one_by_one_in_chunks_and_in_one_batch_the_logits_are_the_same_bits() {
             }
         }
     }
+}
+
+/// The bundle at `from` with its matrices as plain floats.
+fn as_floats(from: &Path, to: &Path) {
+    use niwaki_bundle::{Bundle, Verify};
+    let bundle = Bundle::open(from, Verify::Full).unwrap();
+    let mut writer = niwaki_bundle::write::BundleWriter::create(to).unwrap();
+    for (id, entry) in bundle.weight_table().matrices.iter().enumerate() {
+        let matrix = bundle.matrix(id).unwrap();
+        let mut values = vec![0.0; matrix.rows() * matrix.cols()];
+        for (row, values) in values.chunks_mut(matrix.cols()).enumerate() {
+            matrix.read_row(row, values);
+        }
+        let (format, rows, cols) = (MatrixFormat::F32, matrix.rows(), matrix.cols());
+        let bytes = niwaki_kernels::pack_float(format, rows, cols, &values).unwrap();
+        let name = &entry.name;
+        writer.add_matrix(name, format, rows, cols, &bytes).unwrap();
+    }
+    for (id, entry) in bundle.weight_table().vectors.iter().enumerate() {
+        let values = bundle.vector(id).unwrap();
+        writer.add_vector(&entry.name, values).unwrap();
+    }
+    writer.finish(bundle.manifest(), bundle.graph()).unwrap();
+}
+
+#[test]
+fn codes_compute_what_their_values_do_as_floats_within_the_rounding_of_activations() {
+    let model = Model::new(&Decoder {
+        format: MatrixFormat::CODEBOOK4,
+        ..Decoder::TINY
+    });
+    let floats = model.folder.path().join("floats.niwaki");
+    as_floats(&model.path(), &floats);
+    let tokens = Random(9).tokens(80, 50);
+    let logits = |mut session: Session| -> Vec<f32> {
+        let logits = session.append(&tokens, LogitsFor::EveryToken).unwrap();
+        logits.as_slice().to_vec()
+    };
+    let codes = logits(model.session(&threads(1)));
+    let floats = Engine::open(&floats, &threads(1)).unwrap();
+    let floats = logits(floats.session().unwrap());
+    let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
+    let error = squares(&mut codes.iter().zip(&floats).map(|(a, b)| a - b));
+    let size = squares(&mut floats.iter().copied());
+    let relative = (error / size).sqrt();
+    assert!(relative > 0.0 && relative < 0.02, "{relative}");
 }
 
 #[test]

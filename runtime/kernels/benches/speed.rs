@@ -49,6 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (rows, cols) = (1024, 2048);
     let x = numbers(64 * cols);
     let q4: Vec<i8> = (0..rows * cols).map(|i| (i * 31 % 16) as i8 - 8).collect();
+    let codes: Vec<i8> = q4.iter().map(|q| q + 8).collect();
+    let codebook = Codebook::new(std::array::from_fn(|code| 16 * (code as i8 - 8) + 1))?;
     let q8: Vec<i8> = (0..rows * cols)
         .map(|i| (i * 31 % 255) as u8 as i8)
         .collect();
@@ -59,6 +61,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             "int4",
             MatrixFormat::INT4,
             pack_int(MatrixFormat::INT4, rows, cols, &q4, &scales, None)?,
+        ),
+        (
+            "codebook4",
+            MatrixFormat::CODEBOOK4,
+            pack_int(MatrixFormat::CODEBOOK4, rows, cols, &codes, &scales, None)?,
         ),
         (
             "int8",
@@ -81,8 +88,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let group = &packed[0].2[..packed[0].2.len() * 16 / rows];
     let wide = group.repeat(wide_rows / 16);
     let mut cases = Vec::new();
+    let matrix_of = |format, rows, bytes| match format {
+        MatrixFormat::CODEBOOK4 => Matrix::with_codebook(codebook, rows, cols, bytes),
+        _ => Matrix::new(format, rows, cols, bytes),
+    };
     for (name, format, bytes) in &packed {
-        let matrix = Matrix::new(*format, rows, cols, bytes)?;
+        let matrix = matrix_of(*format, rows, bytes)?;
         for tokens in [1, 64] {
             let x = Rows::contiguous(&x, tokens, cols);
             let (mut scratch, mut out) = (QuantizedRows::new(), vec![0.0; tokens * rows]);
@@ -97,18 +108,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
         }
     }
-    let matrix = Matrix::new(MatrixFormat::INT4, wide_rows, cols, &wide)?;
-    let (mut scratch, mut wide_out) = (QuantizedRows::new(), vec![0.0; wide_rows]);
     let row = Rows::contiguous(&x, 1, cols);
-    cases.push(Case {
-        name: "int4 from memory, 1 row",
-        steps: wide_rows * cols,
-        unit: "multiply-add",
-        call: Box::new(move |kernels| {
-            let mut out = RowsMut::contiguous(&mut wide_out, 1, wide_rows);
-            kernels.matmul(&matrix, &row, None, &mut scratch, &mut out);
-        }),
-    });
+    for (name, format) in [
+        ("int4 from memory, 1 row", MatrixFormat::INT4),
+        ("codebook4 from memory, 1 row", MatrixFormat::CODEBOOK4),
+    ] {
+        let matrix = matrix_of(format, wide_rows, &wide)?;
+        let (mut scratch, mut wide_out) = (QuantizedRows::new(), vec![0.0; wide_rows]);
+        cases.push(Case {
+            name,
+            steps: wide_rows * cols,
+            unit: "multiply-add",
+            call: Box::new(move |kernels| {
+                let mut out = RowsMut::contiguous(&mut wide_out, 1, wide_rows);
+                kernels.matmul(&matrix, &row, None, &mut scratch, &mut out);
+            }),
+        });
+    }
     let mut scratch = QuantizedRows::new();
     let quantize = Box::new(move |kernels: &Kernels| kernels.quantize(&row, &mut scratch));
     cases.push(Case {
@@ -209,7 +225,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     println!(
-        "{:<26}{:<12}{:>9}  {:<18}{:>8}",
+        "{:<30}{:<12}{:>9}  {:<18}{:>8}",
         "kernel", "ISA", "steps/ns", "step", "ratio"
     );
     let kernels = Isa::available()
@@ -221,7 +237,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (kernels, time) in kernels.iter().zip(&times) {
             let (ratio, speed) = (times[0] / time, case.steps as f64 / time * 1e-9);
             println!(
-                "{:<26}{:<12}{speed:>9.3}  {:<18}{ratio:>8.1}",
+                "{:<30}{:<12}{speed:>9.3}  {:<18}{ratio:>8.1}",
                 case.name,
                 kernels.isa().name(),
                 case.unit

@@ -85,6 +85,50 @@ fn a_quantized_product_is_that_of_the_dequantized_operands() {
 }
 
 #[test]
+fn a_product_of_codes_is_that_of_their_values() {
+    let (rows, cols, tokens) = (37, 77_usize, 3);
+    // In no order, with both extremes, and one value twice.
+    let values = [
+        127, -3, 40, -127, 0, 9, -60, 18, -18, 96, -3, 1, -90, 60, 30, -35,
+    ];
+    let blocks = cols.div_ceil(32);
+    let codes: Vec<i8> = numbers(rows * cols, 1)
+        .iter()
+        .map(|x| ((x + 1.0) * 8.0) as i8)
+        .collect();
+    let scales: Vec<f32> = (0..rows * blocks)
+        .map(|i| [0.031_25, -0.062_5][i % 2])
+        .collect();
+    let format = MatrixFormat::CODEBOOK4;
+    let bytes = pack_int(format, rows, cols, &codes, &scales, None).expect("packs");
+    let codebook = Codebook::new(values).expect("has no -128");
+    let matrix = Matrix::with_codebook(codebook, rows, cols, &bytes).expect("is a matrix");
+    let x = numbers(tokens * cols, 3);
+    let mut quantized = QuantizedRows::new();
+    let mut out = vec![0.0; tokens * rows];
+    kernels().matmul(
+        &matrix,
+        &Rows::contiguous(&x, tokens, cols),
+        None,
+        &mut quantized,
+        &mut RowsMut::contiguous(&mut out, tokens, rows),
+    );
+    let mut expected = Vec::new();
+    for token in 0..tokens {
+        let (a, d) = (quantized.values(token), quantized.scales(token));
+        for row in 0..rows {
+            let weight = |k: usize| {
+                let value = values[codes[row * cols + k] as usize];
+                f64::from(value) * f64::from(scales[row * blocks + k / 32])
+            };
+            let term = |k: usize| weight(k) * f64::from(a[k]) * f64::from(d[k / 32]);
+            expected.push((0..cols).map(term).sum());
+        }
+    }
+    close(&out, &expected, 1e-3);
+}
+
+#[test]
 fn quantized_activations_are_within_half_a_step() {
     let x = numbers(100, 5);
     let mut quantized = QuantizedRows::new();

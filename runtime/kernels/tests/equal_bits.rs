@@ -62,7 +62,37 @@ fn scale(numbers: &mut Numbers, kind: ScaleType) -> f32 {
     }
 }
 
-fn packed(numbers: &mut Numbers, format: MatrixFormat, rows: usize, cols: usize) -> Vec<u8> {
+/// A matrix and its bytes.
+struct Packed {
+    format: MatrixFormat,
+    codebook: Option<Codebook>,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+}
+
+impl Packed {
+    fn matrix(&self) -> Matrix<'_> {
+        match self.codebook {
+            Some(codebook) => Matrix::with_codebook(codebook, self.rows, self.cols, &self.bytes),
+            None => Matrix::new(self.format, self.rows, self.cols, &self.bytes),
+        }
+        .expect("is a matrix")
+    }
+}
+
+fn packed(numbers: &mut Numbers, format: MatrixFormat, rows: usize, cols: usize) -> Packed {
+    let codes = format.element == Element::Codebook4;
+    Packed {
+        format,
+        codebook: codes.then(|| numbers.codebook()),
+        rows,
+        cols,
+        bytes: packed_bytes(numbers, format, rows, cols),
+    }
+}
+
+fn packed_bytes(numbers: &mut Numbers, format: MatrixFormat, rows: usize, cols: usize) -> Vec<u8> {
     if !format.is_quantized() {
         let values: Vec<f32> = (0..rows * cols).map(|_| numbers.next()).collect();
         return pack_float(format, rows, cols, &values).expect("packs");
@@ -71,6 +101,7 @@ fn packed(numbers: &mut Numbers, format: MatrixFormat, rows: usize, cols: usize)
     let integer = |numbers: &mut Numbers| match (format.element, numbers.below(4)) {
         (Element::Int4, 0) => -8,
         (Element::Int4, _) => numbers.below(16) as i8 - 8,
+        (Element::Codebook4, _) => numbers.below(16) as i8,
         (_, 0) => -128,
         (_, 1) => 127,
         _ => numbers.below(256) as u8 as i8,
@@ -88,20 +119,31 @@ fn formats() -> impl Strategy<Value = MatrixFormat> {
     let elements = prop_oneof![
         3 => Just(Element::Int4),
         3 => Just(Element::Int8),
+        3 => Just(Element::Codebook4),
         1 => Just(Element::F16),
         1 => Just(Element::F32),
     ];
     let blocks = prop_oneof![3 => Just(32_usize), 1 => Just(16)];
     let scales = prop_oneof![3 => Just(ScaleType::F16), 1 => Just(ScaleType::F32)];
     (elements, blocks, scales, prop::bool::weighted(0.3)).prop_map(
-        |(element, block, scale, zero_points)| MatrixFormat {
-            element,
-            block,
-            scale,
-            zero_points,
+        |(element, block, scale, zero_points)| match element {
+            Element::Codebook4 => MatrixFormat::CODEBOOK4,
+            _ => MatrixFormat {
+                element,
+                block,
+                scale,
+                zero_points,
+            },
         },
     )
 }
+
+/// Those that instruction sets have loops of their own for.
+const USUAL_FORMATS: [MatrixFormat; 3] = [
+    MatrixFormat::INT4,
+    MatrixFormat::INT8,
+    MatrixFormat::CODEBOOK4,
+];
 
 /// `x` as rows that are `gap` apart.
 fn spread(x: &[f32], width: usize, gap: usize) -> Vec<f32> {
@@ -119,9 +161,9 @@ fn products_of_many_wide_rows() {
     let mut numbers = Numbers::new(7);
     let (rows, cols, tokens) = (67, 16_400, 31);
     let x = activations(&mut numbers, tokens * cols);
-    for format in [MatrixFormat::INT4, MatrixFormat::INT8] {
-        let bytes = packed(&mut numbers, format, rows, cols);
-        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+    for format in USUAL_FORMATS {
+        let packed = packed(&mut numbers, format, rows, cols);
+        let matrix = packed.matrix();
         same_everywhere(|kernels| {
             let mut out = vec![0.0; tokens * rows];
             kernels.matmul(
@@ -139,11 +181,11 @@ fn products_of_many_wide_rows() {
 /// More columns and more rows of activations than a kernel takes at once.
 #[test]
 fn large_matrix_products() {
-    for format in [MatrixFormat::INT4, MatrixFormat::INT8] {
+    for format in USUAL_FORMATS {
         for (rows, cols, tokens) in [(17, 1100, 5), (40, 2090, 1), (20, 1030, 71), (16, 32, 130)] {
             let mut numbers = Numbers::new(cols as u64);
-            let bytes = packed(&mut numbers, format, rows, cols);
-            let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+            let packed = packed(&mut numbers, format, rows, cols);
+            let matrix = packed.matrix();
             let x = activations(&mut numbers, tokens * cols);
             let product = |kernels: &Kernels, first: usize, count: usize| {
                 let mut out = vec![0.0; count * rows];
@@ -173,6 +215,41 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
 
     #[test]
+    fn codes_give_the_bits_of_the_int8_weights_that_they_stand_for(
+        rows in 1_usize..90,
+        cols in 1_usize..300,
+        tokens in 1_usize..41,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let codebook = numbers.codebook();
+        let codes: Vec<i8> = (0..rows * cols).map(|_| numbers.below(16) as i8).collect();
+        let values: Vec<i8> = codes.iter().map(|code| codebook.values()[*code as usize]).collect();
+        let scales: Vec<f32> = (0..rows * cols.div_ceil(32))
+            .map(|_| scale(&mut numbers, ScaleType::F16))
+            .collect();
+        let x = activations(&mut numbers, tokens * cols);
+        let product = |matrix: Matrix<'_>| {
+            same_everywhere(|kernels| {
+                let mut out = vec![0.0; tokens * rows];
+                kernels.matmul(
+                    &matrix,
+                    &Rows::contiguous(&x, tokens, cols),
+                    None,
+                    &mut QuantizedRows::new(),
+                    &mut RowsMut::contiguous(&mut out, tokens, rows),
+                );
+                out
+            })
+        };
+        let pack = |format, q: &[i8]| pack_int(format, rows, cols, q, &scales, None).expect("packs");
+        let (codes, values) = (pack(MatrixFormat::CODEBOOK4, &codes), pack(MatrixFormat::INT8, &values));
+        let codes = Matrix::with_codebook(codebook, rows, cols, &codes).expect("is a matrix");
+        let values = Matrix::new(MatrixFormat::INT8, rows, cols, &values).expect("is a matrix");
+        prop_assert_eq!(bits(&product(codes)), bits(&product(values)));
+    }
+
+    #[test]
     fn matrix_products(
         format in formats(),
         rows in 1_usize..90,
@@ -183,8 +260,8 @@ proptest! {
         seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
-        let bytes = packed(&mut numbers, format, rows, cols);
-        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        let packed = packed(&mut numbers, format, rows, cols);
+        let matrix = packed.matrix();
         let x = activations(&mut numbers, tokens * cols);
         let x = spread(&x, cols, gap);
         let bias: Vec<f32> = (0..rows).map(|_| numbers.next()).collect();
@@ -291,8 +368,8 @@ proptest! {
         seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
-        let bytes = packed(&mut numbers, format, rows, cols);
-        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        let packed = packed(&mut numbers, format, rows, cols);
+        let matrix = packed.matrix();
         let x = activations(&mut numbers, tokens * cols);
         let x = Rows::contiguous(&x, tokens, cols);
         let residual = activations(&mut numbers, tokens * rows);

@@ -160,3 +160,35 @@ fn the_workload_gives_the_bits_that_were_written_down() {
         }
     }
 }
+
+/// One row and several, of sizes that are no multiples of a block.
+#[test]
+fn products_of_codes_give_the_bits_that_were_written_down() {
+    let (rows, cols) = (75, 330_usize);
+    let mut numbers = Numbers::new(2027);
+    let codebook = numbers.codebook();
+    let codes: Vec<i8> = (0..rows * cols).map(|_| numbers.below(16) as i8).collect();
+    let scales: Vec<f32> = (0..rows * cols.div_ceil(32))
+        .map(|_| half::f16::from_f32(numbers.next() * 0.01).to_f32())
+        .collect();
+    let format = MatrixFormat::CODEBOOK4;
+    let bytes = pack_int(format, rows, cols, &codes, &scales, None).expect("packs");
+    let matrix = Matrix::with_codebook(codebook, rows, cols, &bytes).expect("is a matrix");
+    let x: Vec<f32> = (0..7 * cols).map(|_| numbers.next() * 4.0).collect();
+    for isa in Isa::available() {
+        let kernels = Kernels::new(isa, Arc::new(ThreadPool::new(1))).expect("is available");
+        let mut hash = Hash(0xcbf2_9ce4_8422_2325);
+        for tokens in [1, 7] {
+            let mut out = vec![0.0; tokens * rows];
+            kernels.matmul(
+                &matrix,
+                &Rows::contiguous(&x[..tokens * cols], tokens, cols),
+                None,
+                &mut QuantizedRows::new(),
+                &mut RowsMut::contiguous(&mut out, tokens, rows),
+            );
+            hash.add(&out);
+        }
+        assert_eq!(hash.0, 0xbf59_e47b_e931_6188, "{isa}: {:#018x}", hash.0);
+    }
+}

@@ -65,6 +65,58 @@ proptest! {
     }
 
     #[test]
+    fn a_packed_row_of_codes_reads_back_as_its_values(
+        rows in 1_usize..50,
+        cols in 1_usize..100,
+        seed: u64,
+    ) {
+        let format = MatrixFormat::CODEBOOK4;
+        let mut numbers = Numbers::new(seed);
+        let codebook = numbers.codebook();
+        let codes: Vec<i8> = (0..rows * cols).map(|_| numbers.below(16) as i8).collect();
+        let blocks = cols.div_ceil(32);
+        let scales: Vec<f32> = (0..rows * blocks)
+            .map(|_| half::f16::from_f32(numbers.next()).to_f32())
+            .collect();
+        let bytes = pack_int(format, rows, cols, &codes, &scales, None).expect("packs");
+        prop_assert_eq!(Some(bytes.len()), MatrixFormat::INT4.size_bytes(rows, cols));
+        let matrix = Matrix::with_codebook(codebook, rows, cols, &bytes).expect("is a matrix");
+        let mut row_values = vec![0.0; cols];
+        for row in 0..rows {
+            matrix.read_row(row, &mut row_values);
+            let expected: Vec<f32> = (0..cols)
+                .map(|k| {
+                    let value = codebook.values()[codes[row * cols + k] as usize];
+                    f32::from(value) * scales[row * blocks + k / 32]
+                })
+                .collect();
+            prop_assert_eq!(bits(&row_values), bits(&expected));
+        }
+    }
+
+    /// What int4 weights are packed to are codes of their values.
+    #[test]
+    fn the_bytes_of_int4_weights_are_codes_of_a_linear_codebook(
+        rows in 1_usize..50,
+        cols in 1_usize..100,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let q: Vec<i8> = (0..rows * cols).map(|_| numbers.below(16) as i8 - 8).collect();
+        let scales = vec![0.25; rows * cols.div_ceil(32)];
+        let bytes = pack_int(MatrixFormat::INT4, rows, cols, &q, &scales, None).expect("packs");
+        let linear = Codebook::new(std::array::from_fn(|code| code as i8 - 8)).expect("fits");
+        let int4 = Matrix::new(MatrixFormat::INT4, rows, cols, &bytes).expect("is a matrix");
+        let codes = Matrix::with_codebook(linear, rows, cols, &bytes).expect("is a matrix");
+        let (mut expected, mut found) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..rows {
+            int4.read_row(row, &mut expected);
+            codes.read_row(row, &mut found);
+            prop_assert_eq!(bits(&found), bits(&expected));
+        }
+    }
+
+    #[test]
     fn packed_floats_read_back(half: bool, rows in 1_usize..40, cols in 1_usize..40, seed: u64) {
         let mut numbers = Numbers::new(seed);
         let values: Vec<f32> = (0..rows * cols).map(|_| numbers.next()).collect();
@@ -91,6 +143,21 @@ fn the_first_tile_of_an_int4_matrix_is_laid_out_as_documented() {
     assert_eq!(bytes[32 + 2 * 4], 0x80);
     assert_eq!(bytes[32 + 64 + 2 * 4 + 1], 0xf8);
     let touched = bytes[32..].iter().filter(|byte| **byte != 0x88).count();
+    assert_eq!(touched, 2);
+}
+
+#[test]
+fn codes_lie_where_int4_weights_do() {
+    let mut codes = vec![0; 16 * 32];
+    codes[2 * 32] = 1;
+    codes[2 * 32 + 13] = 15;
+    let format = MatrixFormat::CODEBOOK4;
+    let bytes = pack_int(format, 16, 32, &codes, &[-1.0; 16], None).expect("packs");
+    assert_eq!(bytes.len(), 32 + 256);
+    assert_eq!(bytes[..2], half::f16::NEG_ONE.to_le_bytes());
+    assert_eq!(bytes[32 + 2 * 4], 0x01);
+    assert_eq!(bytes[32 + 64 + 2 * 4 + 1], 0xf0);
+    let touched = bytes[32..].iter().filter(|byte| **byte != 0).count();
     assert_eq!(touched, 2);
 }
 
@@ -192,6 +259,67 @@ fn what_a_format_cannot_hold_exactly_is_refused() {
                 })
             ),
             "{scale}"
+        );
+    }
+}
+
+#[test]
+fn a_codebook_without_codes_and_codes_without_a_codebook_are_refused() {
+    let format = MatrixFormat::CODEBOOK4;
+    assert_eq!(
+        Matrix::new(format, 3, 20, &[0; 288]).err(),
+        Some(LayoutError::Codebook {
+            given: false,
+            expected: true
+        })
+    );
+    let mut values = [0; 16];
+    values[3] = -128;
+    assert_eq!(
+        Codebook::new(values).err(),
+        Some(LayoutError::Value {
+            what: "codebook value",
+            value: "-128".to_owned(),
+            index: 3
+        })
+    );
+    values[3] = -127;
+    let codebook = Codebook::new(values).expect("has no -128");
+    let length = Matrix::with_codebook(codebook, 3, 20, &[0; 287]).err();
+    assert!(matches!(length, Some(LayoutError::Length { .. })));
+    let empty = Matrix::with_codebook(codebook, 0, 20, &[]).err();
+    assert!(matches!(empty, Some(LayoutError::Empty { .. })));
+}
+
+#[test]
+fn codes_have_one_format() {
+    let format = MatrixFormat::CODEBOOK4;
+    let others = [
+        MatrixFormat {
+            block: 16,
+            ..format
+        },
+        MatrixFormat {
+            scale: ScaleType::F32,
+            ..format
+        },
+        MatrixFormat {
+            zero_points: true,
+            ..format
+        },
+    ];
+    for other in others {
+        let points = other.zero_points.then_some(&[0_i8][..]);
+        let error = pack_int(other, 1, 1, &[0], &[1.0], points).err();
+        assert_eq!(error, Some(LayoutError::CodebookFormat), "{other:?}");
+        assert_eq!(other.size_bytes(1, 1), None, "{other:?}");
+    }
+    for code in [-1, 16] {
+        let error = pack_int(format, 1, 1, &[code], &[1.0], None).err();
+        let what = "integer";
+        assert!(
+            matches!(error, Some(LayoutError::Value { what: found, .. }) if found == what),
+            "{code}"
         );
     }
 }

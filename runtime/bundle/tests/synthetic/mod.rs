@@ -8,7 +8,7 @@ use niwaki_bundle::graph::{
 };
 use niwaki_bundle::write::BundleWriter;
 use niwaki_bundle::{GenerationDefaults, Manifest};
-use niwaki_kernels::{MatrixFormat, pack_float, pack_int};
+use niwaki_kernels::{Codebook, MatrixFormat, pack_float, pack_int};
 use std::path::Path;
 
 /// Sizes of a Llama-like decoder.
@@ -323,6 +323,9 @@ fn matrix(
     rows: usize,
     cols: usize,
 ) -> usize {
+    if format == MatrixFormat::CODEBOOK4 {
+        return codes(writer, random, name, rows, cols);
+    }
     let bytes = if format.is_quantized() {
         let q: Vec<i8> = (0..rows * cols)
             .map(|_| (random.next() % 15) as i8 - 7)
@@ -337,6 +340,41 @@ fn matrix(
         pack_float(format, rows, cols, &values).unwrap()
     };
     writer.add_matrix(name, format, rows, cols, &bytes).unwrap()
+}
+
+/// Values of all sizes, in no order, one of them twice.
+pub const CODEBOOK: [i8; 16] = [
+    -127, 3, -80, 127, 20, -44, 9, -9, 60, 0, 96, -20, 31, -60, 3, -31,
+];
+
+fn codes(
+    writer: &mut BundleWriter,
+    random: &mut Random,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> usize {
+    let format = MatrixFormat::CODEBOOK4;
+    let codes: Vec<i8> = (0..rows * cols)
+        .map(|_| (random.next() % 16) as i8)
+        .collect();
+    let scales: Vec<f32> = (0..rows * cols.div_ceil(format.block))
+        .map(|_| {
+            let scale = 2f32.powi(-9 - (random.next() % 3) as i32);
+            if random.next() % 2 == 0 {
+                scale
+            } else {
+                -scale
+            }
+        })
+        .collect();
+    let bytes = pack_int(format, rows, cols, &codes, &scales, None).unwrap();
+    let mut matrix = writer
+        .begin_matrix(name, format, rows, cols)
+        .unwrap()
+        .with_codebook(Codebook::new(CODEBOOK).unwrap());
+    matrix.write(&bytes).unwrap();
+    matrix.finish().unwrap()
 }
 
 fn vector(

@@ -1,7 +1,7 @@
 //! Numbers that look random and are the same on every machine. Each test file uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::expect_used)]
 
-use niwaki_kernels::Activation;
+use niwaki_kernels::{Activation, Codebook};
 
 /// Every activation.
 pub(crate) const ACTIVATIONS: [Activation; 6] = [
@@ -32,6 +32,17 @@ impl Numbers {
     /// A multiple of 2^-23 between -1 and 1.
     pub(crate) fn next(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+
+    /// Values in no order: both extremes, and others more than once.
+    pub(crate) fn codebook(&mut self) -> Codebook {
+        let value = |_| match self.below(6) {
+            0 => -127,
+            1 => 127,
+            2 => self.below(3) as i8 - 1,
+            _ => (self.below(255) as i32 - 127) as i8,
+        };
+        Codebook::new([(); 16].map(value)).expect("has no -128")
     }
 
     /// An integer below `limit`.
