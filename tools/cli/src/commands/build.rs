@@ -6,9 +6,11 @@ use super::prune::{Method, PruneAmount, Pruned, calibration_tokens, prune_file};
 use super::staging::{Scratch, Staging};
 use super::{plan, print, print_json};
 use crate::terminal::{self, Progress};
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use niwaki_convert::build::{
-    BuildError, BuildOptions, Built, Phase, Text, WINDOW_TOKENS, Weights, Wishes, build, build_from,
+    Budget, BuildError, BuildOptions, Built, Phase, Quality, Text, WINDOW_TOKENS, Weights, Wishes,
+    build, build_from,
 };
 use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
@@ -39,12 +41,18 @@ pub(super) struct BuildArgs {
     /// quantized weights.
     #[arg(long, value_enum)]
     embedding: Option<FloatWeights>,
-    /// How weights are quantized.
+    /// How weights are quantized [default: gptq for 4 bits, rtn for 8].
     #[arg(long, value_enum)]
     method: Option<Quantization>,
-    /// How far the calibration text is not trusted: this share of the mean is added to the diagonal.
-    #[arg(long, value_name = "SHARE")]
-    damping: Option<f64>,
+    /// Give matrices that gain most by it 8 bits, as long as the file stays below this: 90MB.
+    #[arg(long, value_name = "SIZE")]
+    target_size: Option<ByteSize>,
+    /// The same, up to so many bits for each weight, scales included: 5.0.
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with = "target_size")]
+    bits: Option<f64>,
+    /// Fail if perplexity on held-out text rises by more, and say what would help: 2%.
+    #[arg(long, value_name = "SHARE", value_parser = percent)]
+    max_perplexity_increase: Option<f64>,
     /// Prune the layers first, as `niwaki prune` does.
     #[arg(long, value_enum, value_name = "METHOD")]
     prune: Option<Method>,
@@ -58,12 +66,45 @@ pub(super) struct BuildArgs {
 /// Methods of quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Quantization {
-    /// Round to nearest.
+    /// Round to nearest: a second, and no text.
     Rtn,
-    /// The scale with the least error.
+    /// The scale of each block with the least error, weighted by how strongly its inputs are driven.
     Search,
-    /// Error feedback.
+    /// GPTQ: later columns make up for what rounding earlier ones does wrong.
     Gptq,
+    /// Try the others, and keep the one that costs least on held-out text.
+    Auto,
+}
+
+impl Quantization {
+    fn quantizers(self) -> &'static [&'static dyn Quantizer] {
+        match self {
+            Quantization::Rtn => &[&RoundToNearest],
+            Quantization::Search => &[&ScaleSearch],
+            Quantization::Gptq => &[&Gptq::USUAL],
+            Quantization::Auto => &[&Gptq::USUAL, &Gptq::CAUTIOUS, &ScaleSearch],
+        }
+    }
+}
+
+/// Bits for each weight.
+fn bits(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bits) if (4.0..=32.0).contains(&bits) => Ok(bits),
+        _ => Err("give a number from 4 on, as in 5.0".to_owned()),
+    }
+}
+
+/// A share: 2% or 0.02.
+fn percent(text: &str) -> Result<f64, String> {
+    let share = match text.strip_suffix('%') {
+        Some(number) => number.trim().parse::<f64>().map(|number| number / 100.0),
+        None => text.parse(),
+    };
+    match share {
+        Ok(share) if (0.0..=10.0).contains(&share) => Ok(share),
+        _ => Err("give a share, as in 2%".to_owned()),
+    }
 }
 
 /// Stored form of weights that the export holds as floats.
@@ -120,20 +161,17 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         )?),
         None => None,
     };
-    let gptq = args
-        .damping
-        .map_or_else(Gptq::default, |damping| Gptq { damping });
-    let quantizer: &dyn Quantizer = match args.method {
-        Some(Quantization::Rtn) | None => &RoundToNearest,
-        Some(Quantization::Search) => &ScaleSearch,
-        Some(Quantization::Gptq) => &gptq,
-    };
     let graph = match &pruned {
         Some((model, _)) => model,
         None => &export.model,
     };
     let mut options = BuildOptions::new(wishes);
-    options.quantizer = quantizer;
+    options.quantizers = args.quantization().quantizers();
+    options.budget = args
+        .target_size
+        .map(|size| Budget::SizeBytes(size.as_u64()))
+        .or(args.bits.map(Budget::BitsPerWeight));
+    options.max_perplexity_increase = args.max_perplexity_increase;
     options.text = match &text {
         Some(sequences) => Text::Given(sequences),
         None => Text::Own {
@@ -150,6 +188,16 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
     let pruned = pruned.map(|(_, pruned)| pruned);
     let warnings = plan::warnings(&built.plan, &wishes, &args.export, &args.output);
     print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
+}
+
+impl BuildArgs {
+    fn quantization(&self) -> Quantization {
+        match (self.method, self.weights) {
+            (Some(method), _) => method,
+            (None, Some(FloatWeights::Int8)) => Quantization::Rtn,
+            (None, _) => Quantization::Gptq,
+        }
+    }
 }
 
 /// Lowers, packs and writes one model, with progress on a terminal. Configuration and tokenizer come from
@@ -195,10 +243,29 @@ fn stage(
     Ok(built)
 }
 
+/// What quantization costs, in words.
+fn quality(quality: &Quality) -> String {
+    let error = quality.kl_nats_standard_error;
+    format!(
+        "on {} held-out tokens: KL {:.4} nats{}, the most likely token is the float model's in {:.1} %,\n\
+         perplexity {:.2}, the float model's is {:.2}: {}\n",
+        terminal::count(quality.tokens as u64),
+        quality.kl_nats,
+        error
+            .map(|error| format!(" ± {error:.4}"))
+            .unwrap_or_default(),
+        100.0 * quality.top1_agreement,
+        quality.perplexity,
+        quality.reference_perplexity,
+        terminal::percent_change(quality.perplexity, quality.reference_perplexity),
+    )
+}
+
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Writing => "writing a text",
         Phase::Calibrating => "calibrating",
+        Phase::Measuring => "measuring",
         Phase::Building => "building",
     }
 }
@@ -226,6 +293,7 @@ pub(super) fn print_built(
         terminal::bytes(built.size_bytes),
         plan::table(&built.plan)
     );
+    let measured = built.quality.as_ref().map(quality).unwrap_or_default();
     let pruned = pruned.map(ToString::to_string).unwrap_or_default();
     let notes = built
         .notes
@@ -235,7 +303,11 @@ pub(super) fn print_built(
     let warnings = warnings
         .iter()
         .map(|warning| format!("warning: {warning}\n"));
-    let rest: String = [pruned].into_iter().chain(notes).chain(warnings).collect();
+    let rest: String = [measured, pruned]
+        .into_iter()
+        .chain(notes)
+        .chain(warnings)
+        .collect();
     if !rest.is_empty() {
         text.push_str(&format!("\n{rest}"));
     }

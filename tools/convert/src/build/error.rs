@@ -1,6 +1,8 @@
 //! Why no bundle was built.
 
+use super::{Budget, WINDOW_TOKENS};
 use crate::calibrate::CalibrateError;
+use crate::evaluate::EvaluateError;
 use crate::export::ExportError;
 use crate::lower::{LeftOver, LowerError};
 use crate::onnx::OnnxError;
@@ -33,6 +35,50 @@ pub enum BuildError {
     /// There was no place for files that live as long as the work.
     #[error("no temporary folder can be made")]
     Scratch(#[source] std::io::Error),
+    /// What quantization costs could not be measured.
+    #[error("what quantization costs cannot be measured")]
+    Evaluate(#[from] EvaluateError),
+    /// A bundle to measure could not be opened.
+    #[error("a bundle to measure cannot be opened")]
+    Measure(#[source] niwaki::OpenError),
+    /// No method was given.
+    #[error("there is no method to quantize by")]
+    NoQuantizer,
+    /// Formats are to be chosen, and there is no text to measure on.
+    #[error(
+        "formats are chosen by what is measured on a fifth of the calibration text, and it has fewer than five windows of \
+         {WINDOW_TOKENS} tokens; give a longer text"
+    )]
+    NothingHeldOut,
+    /// The smallest form of the model is larger than it may be.
+    #[error(
+        "{budget} is not enough: with 4 bits for everything that can have them it takes {:.1} MB, which is {least_bits:.2} bits \
+         for each weight",
+        *least_bytes as f64 / 1e6
+    )]
+    BudgetTooSmall {
+        /// What was asked for.
+        budget: Budget,
+        /// What it takes at least.
+        least_bytes: u64,
+        /// The same for each weight.
+        least_bits: f64,
+    },
+    /// Quantization costs more than it may.
+    #[error(
+        "quantized, perplexity is {:.2} % above the float model's, and {:.2} % are allowed; {}",
+        100.0 * found,
+        100.0 * limit,
+        meets(would)
+    )]
+    PerplexityIncrease {
+        /// What is allowed, as a share.
+        limit: f64,
+        /// What was found.
+        found: f64,
+        /// The size of a bundle that would meet it, and what it was found to cost.
+        would: Option<(u64, f64)>,
+    },
     /// A matrix cannot be packed.
     #[error("matrix {name} cannot be packed")]
     Layout {
@@ -66,6 +112,22 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What would meet a limit.
+fn meets(would: &Option<(u64, f64)>) -> String {
+    match would {
+        Some((size_bytes, increase)) => format!(
+            "--target-size {:.1}MB would meet it ({:+.2} %)",
+            // Rounded up, so that it fits.
+            (*size_bytes as f64 / 1e5).ceil() / 10.0,
+            100.0 * increase
+        ),
+        None => {
+            "not even int8 for what matters most would meet it; choose int8, f16 or a larger limit"
+                .to_owned()
+        }
+    }
 }
 
 impl BuildError {

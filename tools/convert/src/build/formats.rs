@@ -3,16 +3,27 @@
 use super::pack::Stored;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{
-    Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
+    Code, Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
 };
-use crate::quantize::Code;
+use niwaki_bundle::graph::MatrixId;
 use niwaki_kernels::{Element, MatrixFormat};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// What becomes of matrices where something else is better than what the wishes say, and by which method.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Assignment {
+    /// The quantizer, by its place in the options.
+    pub(super) quantizer: usize,
+    /// Matrices that get another code than the wishes say.
+    pub(super) codes: BTreeMap<MatrixId, Code>,
+}
 
 /// Decides of every matrix, in the order of their ids.
 pub(super) fn plan(
     lowered: &Lowered,
     wishes: &Wishes,
+    assignment: &Assignment,
     method: &'static str,
 ) -> (Plan, Vec<Stored>) {
     let kinds = kinds(&lowered.graph);
@@ -23,7 +34,12 @@ pub(super) fn plan(
         .enumerate()
         .map(|(id, matrix)| {
             let kind = kinds.get(&id).copied().unwrap_or(MatrixKind::Other);
-            let (fate, reason) = decide(kind, matrix.is_quantized(), beside, wishes);
+            let (mut fate, mut reason) = decide(kind, matrix.is_quantized(), beside, wishes);
+            if let (Fate::Quantize(usual), Some(code)) = (fate, assignment.codes.get(&id))
+                && usual != *code
+            {
+                (fate, reason) = (Fate::Quantize(*code), Reason::WorthItsBytes);
+            }
             planned(matrix, kind, fate, reason, method)
         })
         .collect();
@@ -39,9 +55,7 @@ fn planned(
     quantizer: &'static str,
 ) -> (PlannedMatrix, Stored) {
     let (format, method, reason) = match fate {
-        Fate::Quantize(Code::Int4) => (MatrixFormat::INT4, quantizer, reason),
-        Fate::Quantize(Code::Codebook4) => (MatrixFormat::CODEBOOK4, quantizer, reason),
-        Fate::Quantize(Code::Int8) => (MatrixFormat::INT8, quantizer, reason),
+        Fate::Quantize(code) => (format_of(code), quantizer, reason),
         Fate::Float(FloatType::F16) => (MatrixFormat::F16, "converted", reason),
         Fate::Float(FloatType::F32) => (MatrixFormat::F32, "converted", reason),
         Fate::Keep => match matrix.exact_format() {
@@ -60,6 +74,15 @@ fn planned(
         reason,
     };
     (planned, Stored { fate, format })
+}
+
+/// How a code is stored.
+pub(super) fn format_of(code: Code) -> MatrixFormat {
+    match code {
+        Code::Int4 => MatrixFormat::INT4,
+        Code::Codebook4 => MatrixFormat::CODEBOOK4,
+        Code::Int8 => MatrixFormat::INT8,
+    }
 }
 
 fn format_name(format: &MatrixFormat) -> String {

@@ -16,8 +16,8 @@ mod tests;
 
 pub use crate::plan::{Weights, Wishes};
 pub use error::BuildError;
+pub use optimize::{Quality, Tried};
 
-use crate::calibrate::Calibration;
 use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
@@ -25,8 +25,10 @@ use crate::onnx::{OnnxModel, release_all};
 use crate::plan::Plan;
 use crate::quantize::{Quantizer, RoundToNearest, Shelf};
 use niwaki_bundle::write::BundleWriter;
+use optimize::{Optimizer, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 /// What was built.
@@ -47,6 +49,12 @@ pub struct Built {
     pub missing: Vec<String>,
     /// The export itself returns the logits of the last token only.
     pub last_token_only: bool,
+    /// What quantization changes, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
+    /// What was measured on the way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<Tried>,
 }
 
 /// Tokens that see each other in a calibration text.
@@ -69,10 +77,14 @@ pub enum Text<'a> {
 pub struct BuildOptions<'a> {
     /// What weights become.
     pub wishes: Wishes,
-    /// By which method.
-    pub quantizer: &'a dyn Quantizer,
-    /// The text that the method is calibrated on, if it wants one.
+    /// By which method; of several the one is taken that costs least on tokens that are held out of the text.
+    pub quantizers: &'a [&'a dyn Quantizer],
+    /// The text that methods are calibrated on, if they want one.
     pub text: Text<'a>,
+    /// How large the bundle may be: matrices that gain most by it get more bits than `wishes` say.
+    pub budget: Option<Budget>,
+    /// By which share perplexity may rise; where it rises more, the build fails and says what would help.
+    pub max_perplexity_increase: Option<f64>,
     /// A folder for quantized matrices: a build that is stopped and begun again with the same goes on where it was.
     pub shelf: Option<&'a Path>,
     /// Threads that calibration computes with; 0 takes the number of fast cores. The bundle does not depend on it.
@@ -86,11 +98,42 @@ impl<'a> BuildOptions<'a> {
     pub fn new(wishes: impl Into<Wishes>) -> BuildOptions<'a> {
         BuildOptions {
             wishes: wishes.into(),
-            quantizer: &RoundToNearest,
+            quantizers: &[&RoundToNearest],
             text: Text::Own { tokens: 0 },
+            budget: None,
+            max_perplexity_increase: None,
             shelf: None,
             threads: 0,
             provenance: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a text is needed.
+    fn calibrates(&self) -> bool {
+        let wants = |quantizer: &&dyn Quantizer| quantizer.wants().is_anything();
+        self.quantizers.iter().any(wants) || self.quantizers.len() > 1 || self.chooses_formats()
+    }
+
+    /// Whether some matrices may get more bits than others.
+    fn chooses_formats(&self) -> bool {
+        self.budget.is_some() || self.max_perplexity_increase.is_some()
+    }
+}
+
+/// How large a bundle may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// The whole file.
+    SizeBytes(u64),
+    /// Bits for each weight, scales included.
+    BitsPerWeight(f64),
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Budget::SizeBytes(size_bytes) => write!(f, "{:.1} MB", *size_bytes as f64 / 1e6),
+            Budget::BitsPerWeight(bits) => write!(f, "{bits} bits for each weight"),
         }
     }
 }
@@ -102,6 +145,8 @@ pub enum Phase {
     Writing,
     /// A text runs through the model, and matrices are quantized.
     Calibrating,
+    /// Bundles are compared with the float model.
+    Measuring,
     /// The bundle is written.
     Building,
 }
@@ -146,42 +191,49 @@ pub fn build_from(
 ) -> Result<Built, BuildError> {
     let mut model = OnnxModel::open(graph)?;
     model.inline_functions()?;
-    let lowered = lowered(&model, export, &options.wishes)?;
-    let (_, stored) = formats::plan(&lowered, &options.wishes, options.quantizer.name());
-    let codes = optimize::codes(&stored);
-    let calibrates =
-        options.quantizer.wants().is_anything() && codes.iter().any(|codes| !codes.is_empty());
-    if !calibrates {
-        return write(export, &lowered, output, options, None, progress);
+    let mut lowered = lowered(&model, export, &options.wishes)?;
+    let plan = formats::plan(&lowered, &options.wishes, &Default::default(), "").0;
+    if !options.calibrates() || !plan.quantizes() {
+        return write(
+            export,
+            &lowered,
+            output,
+            options,
+            None,
+            Outcome::default(),
+            progress,
+        );
+    }
+    if options.chooses_formats() {
+        lower::split_values(&mut lowered);
     }
     let scratch = tempfile::tempdir().map_err(BuildError::Scratch)?;
-    let sequences = optimize::sequences(
-        &options.text,
-        |path| {
-            let writer = BuildOptions::new(Weights::Int8);
-            write(export, &lowered, path, &writer, None, &mut |_, _| ()).map(|_| ())
-        },
-        scratch.path(),
-        options.threads,
-        &mut |share| progress(Phase::Writing, share),
-    )?;
+    let mut optimizer = Optimizer {
+        export,
+        lowered: &lowered,
+        options,
+        shelf: None,
+        scratch: scratch.path(),
+    };
+    let (sequences, held_out) = optimizer.text(&mut |share| progress(Phase::Writing, share))?;
     let own_shelf = scratch.path().join("quantized");
     let folder = options.shelf.unwrap_or(&own_shelf);
-    let shelf = Shelf::open(folder, &optimize::label(graph, options, &sequences)?)?;
-    let calibration = Calibration {
-        sequences: &sequences,
-        scratch: scratch.path(),
-        threads: options.threads,
-    };
-    optimize::fill_shelf(
+    let label = optimize::label(graph, options.chooses_formats(), &sequences)?;
+    let shelf = Shelf::open(folder, &label)?;
+    optimizer.fill_shelf(&shelf, &sequences, &mut |share| {
+        progress(Phase::Calibrating, share);
+    })?;
+    optimizer.shelf = Some(&shelf);
+    let outcome = optimizer.choose(&held_out, progress)?;
+    write(
+        export,
         &lowered,
-        &codes,
-        options.quantizer,
-        calibration,
-        &shelf,
-        &mut |share| progress(Phase::Calibrating, share),
-    )?;
-    write(export, &lowered, output, options, Some(&shelf), progress)
+        output,
+        options,
+        Some(&shelf),
+        outcome,
+        progress,
+    )
 }
 
 fn lowered(model: &OnnxModel, export: &Export, wishes: &Wishes) -> Result<Lowered, BuildError> {
@@ -215,19 +267,25 @@ fn write(
     output: &Path,
     options: &BuildOptions<'_>,
     shelf: Option<&Shelf>,
+    outcome: Outcome,
     progress: &mut (dyn FnMut(Phase, f64) + Send),
 ) -> Result<Built, BuildError> {
     let BuildOptions {
-        wishes, quantizer, ..
+        wishes, quantizers, ..
     } = options;
-    let (plan, stored) = formats::plan(lowered, wishes, quantizer.name());
+    let Outcome {
+        assignment,
+        quality,
+        tried,
+    } = outcome;
+    let quantizer = *quantizers
+        .get(assignment.quantizer)
+        .ok_or(BuildError::NoQuantizer)?;
+    let (plan, stored) = formats::plan(lowered, wishes, &assignment, quantizer.name());
     // Lowering and planning have read some matrices, and lowering has computed much that is not needed any more.
     release_all();
     give_back_freed();
-    let source = optimize::Source {
-        quantizer: *quantizer,
-        shelf,
-    };
+    let source = optimize::Source { quantizer, shelf };
     let mut writer = BundleWriter::create(output)?;
     let total: u64 = plan.matrices.iter().map(|matrix| matrix.weights()).sum();
     let mut done = 0u64;
@@ -267,5 +325,7 @@ fn write(
         notes: lowered.notes.clone(),
         missing: export.missing(),
         last_token_only: lowered.last_token_only,
+        quality,
+        tried,
     })
 }

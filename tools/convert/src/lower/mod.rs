@@ -19,6 +19,7 @@ mod layout;
 mod matrix;
 mod parts;
 mod recognise;
+mod split;
 mod stored;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -26,6 +27,7 @@ mod tests;
 
 pub use matrix::{MatrixSource, RowsOut};
 pub use parts::{Matrix, Parts};
+pub use split::split_values;
 
 use crate::onnx::{OnnxError, OnnxModel};
 use boundary::Boundary;

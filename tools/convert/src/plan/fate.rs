@@ -36,6 +36,8 @@ pub enum Reason {
     NotInBlocks(&'static str),
     /// The export holds other matrices quantized and left this one in floats.
     LeftByTheExport,
+    /// What a text tells of it is worth the bytes of a better format.
+    WorthItsBytes,
     /// Positions are added to every token as they are.
     Positions,
     /// Everything stays as it is stored.
@@ -54,6 +56,9 @@ impl fmt::Display for Reason {
             Reason::NotInBlocks(why) => write!(f, "quantized by the export, but {why}"),
             Reason::LeftByTheExport => {
                 f.write_str("left in floats by the export, which quantized others")
+            }
+            Reason::WorthItsBytes => {
+                f.write_str("measured: what it gains there is worth its bytes")
             }
             Reason::Positions => f.write_str("positions, added to every token as they are"),
             Reason::AsStored => f.write_str("as the export stores it"),

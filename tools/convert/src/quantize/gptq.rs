@@ -25,10 +25,11 @@ pub struct Gptq {
     pub damping: f64,
 }
 
-impl Default for Gptq {
-    fn default() -> Self {
-        Gptq { damping: 0.05 }
-    }
+impl Gptq {
+    /// For a text like those that the model will see.
+    pub const USUAL: Gptq = Gptq { damping: 0.05 };
+    /// For a text that may be of another kind.
+    pub const CAUTIOUS: Gptq = Gptq { damping: 0.3 };
 }
 
 /// So often is the damping raised tenfold where the Gram matrix cannot be factored.

@@ -27,6 +27,8 @@ pub struct ShelfError {
 /// Whose matrices these are.
 const LABEL: &str = "label";
 
+const EXTENSION: &str = "quantized";
+
 /// First in every file; changes when its layout does.
 const MAGIC: &[u8; 8] = b"niwaki q";
 
@@ -76,15 +78,24 @@ impl Shelf {
         self.found
     }
 
-    fn path(&self, matrix: MatrixId, target: Target) -> PathBuf {
+    /// The place of a matrix that a quantizer of this description made.
+    fn path(&self, matrix: MatrixId, target: Target, made_by: &str) -> PathBuf {
         let Target { code, grid } = target;
-        let name = format!("{matrix}-{}-{grid:?}.{EXTENSION}", code.name());
-        self.folder.join(name.to_lowercase())
+        let name = format!("{matrix} {} {grid:?} {made_by}", code.name());
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        };
+        let name: String = name.to_lowercase().chars().map(plain).collect();
+        self.folder.join(format!("{name}.{EXTENSION}"))
     }
 
     /// Whether a matrix is there.
-    pub fn holds(&self, matrix: MatrixId, target: Target) -> bool {
-        self.path(matrix, target).exists()
+    pub fn holds(&self, matrix: MatrixId, target: Target, made_by: &str) -> bool {
+        self.path(matrix, target, made_by).exists()
     }
 
     /// Puts a matrix there, whole or not at all.
@@ -95,9 +106,10 @@ impl Shelf {
         &self,
         matrix: MatrixId,
         target: Target,
+        made_by: &str,
         quantized: &QuantizedRows,
     ) -> Result<(), ShelfError> {
-        let path = self.path(matrix, target);
+        let path = self.path(matrix, target, made_by);
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
             let codes: &[i8] = &quantized.codes;
@@ -137,10 +149,11 @@ impl Shelf {
         &self,
         matrix: MatrixId,
         target: Target,
+        made_by: &str,
         rows: usize,
         columns: usize,
     ) -> Option<QuantizedRows> {
-        let bytes = fs::read(self.path(matrix, target)).ok()?;
+        let bytes = fs::read(self.path(matrix, target, made_by)).ok()?;
         let rest = bytes.strip_prefix(MAGIC)?;
         let (hash, parts) = rest.split_at_checked(HASH_BYTES)?;
         if blake3::hash(parts).as_bytes() != hash {
@@ -167,8 +180,6 @@ impl Shelf {
     }
 }
 
-const EXTENSION: &str = "quantized";
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -180,6 +191,8 @@ mod tests {
         code: Code::Codebook4,
         grid: ScaleGrid::F16,
     };
+
+    const BY: &str = "GPTQ, damping 0.05";
 
     fn quantized() -> QuantizedRows {
         QuantizedRows {
@@ -193,43 +206,43 @@ mod tests {
     fn a_matrix_comes_back_as_it_was_put_there() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(folder.path(), "a").unwrap();
-        assert!(!shelf.holds(3, TARGET));
-        shelf.put(3, TARGET, &quantized()).unwrap();
+        assert!(!shelf.holds(3, TARGET, BY));
+        shelf.put(3, TARGET, BY, &quantized()).unwrap();
         let again = Shelf::open(folder.path(), "a").unwrap();
         assert_eq!(again.found(), 1);
-        assert!(again.holds(3, TARGET));
-        assert_eq!(again.get(3, TARGET, 2, 40), Some(quantized()));
+        assert!(again.holds(3, TARGET, BY));
+        assert_eq!(again.get(3, TARGET, BY, 2, 40), Some(quantized()));
         let int8 = Target {
             code: Code::Int8,
             ..TARGET
         };
-        assert_eq!(again.get(3, int8, 2, 40), None);
+        assert_eq!(again.get(3, int8, BY, 2, 40), None);
     }
 
     #[test]
     fn a_shelf_of_another_label_is_emptied() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(folder.path(), "a").unwrap();
-        shelf.put(0, TARGET, &quantized()).unwrap();
+        shelf.put(0, TARGET, BY, &quantized()).unwrap();
         let other = Shelf::open(folder.path(), "b").unwrap();
-        assert_eq!((other.found(), other.holds(0, TARGET)), (0, false));
+        assert_eq!((other.found(), other.holds(0, TARGET, BY)), (0, false));
     }
 
     #[test]
     fn what_is_not_whole_or_of_another_shape_is_not_taken() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(folder.path(), "a").unwrap();
-        shelf.put(0, TARGET, &quantized()).unwrap();
-        assert_eq!(shelf.get(0, TARGET, 3, 40), None);
-        let path = shelf.path(0, TARGET);
+        shelf.put(0, TARGET, BY, &quantized()).unwrap();
+        assert_eq!(shelf.get(0, TARGET, BY, 3, 40), None);
+        let path = shelf.path(0, TARGET, BY);
         let bytes = fs::read(&path).unwrap();
         for length in [0, 7, 8, 20, 40, bytes.len() - 1] {
             fs::write(&path, &bytes[..length]).unwrap();
-            assert_eq!(shelf.get(0, TARGET, 2, 40), None, "{length}");
+            assert_eq!(shelf.get(0, TARGET, BY, 2, 40), None, "{length}");
         }
         let mut bytes = bytes;
         bytes[60] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert_eq!(shelf.get(0, TARGET, 2, 40), None);
+        assert_eq!(shelf.get(0, TARGET, BY, 2, 40), None);
     }
 }
