@@ -36,14 +36,15 @@ X86_64 = [
 CORES = {
     "aarch64": {
         "smmla": ["neoverse-n2", "cortex-a510"],
-        "sdot": ["cortex-a76", "cortex-a55"],
+        # llvm-mca takes a Cortex-A76 for an A57; the Neoverse N1 is the same core.
+        "sdot": ["neoverse-n1", "cortex-a55"],
         "": ["cortex-a72", "cortex-a53"],
     },
     "x86_64": {"": ["znver4", "icelake-server"]},
 }
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(\S+)\s*(.*?)\s*$")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-BRANCH = re.compile(r"^(b\..*|b|cb.*|tb.*|j.*)$")
+BRANCH = re.compile(r"^(b\..*|b|cbn?z|tbn?z|j.*)$")
 
 
 def functions(program, objdump):

@@ -361,7 +361,7 @@ fn codes(
     let scales: Vec<f32> = (0..rows * cols.div_ceil(format.block))
         .map(|_| {
             let scale = 2f32.powi(-9 - (random.next() % 3) as i32);
-            if random.next() % 2 == 0 {
+            if random.next().is_multiple_of(2) {
                 scale
             } else {
                 -scale

@@ -80,7 +80,7 @@ fn in_order() {
     unsafe { asm!("", options(nostack, preserves_flags)) };
 }
 
-/// Writes `G` groups, `group_bytes` apart, for `M` activation rows to `out`, group after group in each row.
+/// Writes `G` consecutive groups for `M` activation rows to `out`, group after group in each row.
 ///
 /// # Safety
 /// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
@@ -90,13 +90,13 @@ fn in_order() {
 unsafe fn tile<W: Weights, const G: usize, const M: usize>(
     weights: W,
     groups: *const u8,
-    group_bytes: usize,
     blocks: usize,
     ahead: Ahead,
     x: Activations<M>,
     bias: *const f32,
     out: [*mut f32; M],
 ) {
+    let group_bytes = blocks * W::TILE_BYTES;
     let mask = _mm512_set1_epi8(15);
     let sign = _mm512_set1_epi8(-128);
     let zero = _mm512_setzero_si512();
@@ -247,16 +247,7 @@ unsafe fn tiles<W: Weights, const G: usize, const M: usize>(
             // SAFETY: the caller's promises: the groups have the columns of `x`.
             unsafe {
                 outputs.put::<M>(group, count, row, |bias, out| {
-                    tile(
-                        weights,
-                        first,
-                        group_bytes,
-                        blocks,
-                        ahead,
-                        activations,
-                        bias,
-                        out,
-                    );
+                    tile(weights, first, blocks, ahead, activations, bias, out);
                 });
             }
         }
