@@ -17,6 +17,7 @@ static HALF_QUANTIZED: LazyLock<TempDir> = LazyLock::new(|| {
     let wishes = Wishes {
         weights: Some(Weights::Int8),
         embedding: Some(Weights::AsStored),
+        ..Wishes::default()
     };
     quantized(wishes)
 });

@@ -13,6 +13,7 @@ use niwaki_convert::build::{
     build, build_from,
 };
 use niwaki_convert::export::Export;
+use niwaki_convert::plan::Usual;
 use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::quantize::{Gptq, Quantizer, RoundToNearest, ScaleSearch};
 use serde::Serialize;
@@ -136,6 +137,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
     let wishes = Wishes {
         weights: args.weights.map(Weights::from),
         embedding: args.embedding.map(Weights::from),
+        usual: Usual::Codebook4,
     };
     let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
     let pruned = match args.prune {
@@ -172,6 +174,9 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         .map(|size| Budget::SizeBytes(size.as_u64()))
         .or(args.bits.map(Budget::BitsPerWeight));
     options.max_perplexity_increase = args.max_perplexity_increase;
+    // Stays when the build is stopped, so that it can go on.
+    let shelf = shelf_of(&args.output);
+    options.shelf = Some(&shelf);
     options.text = match &text {
         Some(sequences) => Text::Given(sequences),
         None => Text::Own {
@@ -186,6 +191,8 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         build_from(&export, graph, output, &options, progress)
     })?;
     let pruned = pruned.map(|(_, pruned)| pruned);
+    // There is none where nothing was calibrated.
+    let _ = std::fs::remove_dir_all(&shelf);
     let warnings = plan::warnings(&built.plan, &wishes, &args.export, &args.output);
     print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
 }
@@ -261,6 +268,13 @@ fn quality(quality: &Quality) -> String {
     )
 }
 
+/// Where quantized matrices lie until the bundle at `output` is written.
+fn shelf_of(output: &Path) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(".unfinished");
+    PathBuf::from(name)
+}
+
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Writing => "writing a text",
@@ -293,6 +307,10 @@ pub(super) fn print_built(
         terminal::bytes(built.size_bytes),
         plan::table(&built.plan)
     );
+    let resumed = match built.resumed {
+        0 => String::new(),
+        count => format!("went on with {count} matrices that a build before this one had quantized\n"),
+    };
     let measured = built.quality.as_ref().map(quality).unwrap_or_default();
     let pruned = pruned.map(ToString::to_string).unwrap_or_default();
     let notes = built
@@ -303,7 +321,7 @@ pub(super) fn print_built(
     let warnings = warnings
         .iter()
         .map(|warning| format!("warning: {warning}\n"));
-    let rest: String = [measured, pruned]
+    let rest: String = [resumed, measured, pruned]
         .into_iter()
         .chain(notes)
         .chain(warnings)

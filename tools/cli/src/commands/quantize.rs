@@ -102,6 +102,7 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
     let wishes = Wishes {
         weights: args.weights.map(Weights::from),
         embedding: args.embedding.map(Weights::from),
+        ..Wishes::default()
     };
     let options = QuantizeOptions {
         wishes,

@@ -6,7 +6,8 @@ use crate::plan::{
     Code, Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
 };
 use niwaki_bundle::graph::MatrixId;
-use niwaki_kernels::{Element, MatrixFormat};
+use crate::quantize::{ScaleGrid, Target};
+use niwaki_kernels::{Element, MatrixFormat, ScaleType};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -55,7 +56,7 @@ fn planned(
     quantizer: &'static str,
 ) -> (PlannedMatrix, Stored) {
     let (format, method, reason) = match fate {
-        Fate::Quantize(code) => (format_of(code), quantizer, reason),
+        Fate::Quantize(code) => (format_of(of_code(code)), quantizer, reason),
         Fate::Float(FloatType::F16) => (MatrixFormat::F16, "converted", reason),
         Fate::Float(FloatType::F32) => (MatrixFormat::F32, "converted", reason),
         Fate::Keep => match matrix.exact_format() {
@@ -76,21 +77,53 @@ fn planned(
     (planned, Stored { fate, format })
 }
 
-/// How a code is stored.
-pub(super) fn format_of(code: Code) -> MatrixFormat {
-    match code {
+/// What a matrix becomes in a bundle.
+pub(super) fn of_code(code: Code) -> Target {
+    Target {
+        code,
+        grid: ScaleGrid::F16,
+    }
+}
+
+/// How that is stored.
+pub(super) fn format_of(target: Target) -> MatrixFormat {
+    let format = match target.code {
         Code::Int4 => MatrixFormat::INT4,
         Code::Codebook4 => MatrixFormat::CODEBOOK4,
         Code::Int8 => MatrixFormat::INT8,
+    };
+    match target.grid {
+        ScaleGrid::F32 => MatrixFormat {
+            scale: ScaleType::F32,
+            ..format
+        },
+        ScaleGrid::F16 | ScaleGrid::Bf16 => format,
+    }
+}
+
+impl PlannedMatrix {
+    /// Says that a matrix is stored otherwise than was planned, if it is.
+    pub(super) fn stored_as(&mut self, format: &MatrixFormat) {
+        let name = format_name(format);
+        if self.format != name {
+            self.format = name;
+            self.reason = Reason::OutOfReach;
+        }
     }
 }
 
 fn format_name(format: &MatrixFormat) -> String {
-    match format.element {
+    let name = match format.element {
         Element::F32 => "f32".to_owned(),
         Element::F16 => "f16".to_owned(),
         Element::Int8 => format!("int8, block {}", format.block),
         Element::Int4 => format!("int4, block {}", format.block),
         Element::Codebook4 => format!("codebook4, block {}", format.block),
+    };
+    match format.scale {
+        ScaleType::F32 if format.is_quantized() && !format.zero_points => {
+            format!("{name}, 32-bit scales")
+        }
+        _ => name,
     }
 }

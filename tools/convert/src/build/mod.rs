@@ -24,6 +24,7 @@ use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
 use crate::plan::Plan;
 use crate::quantize::{Quantizer, RoundToNearest, Shelf};
+use niwaki_bundle::graph::Output;
 use niwaki_bundle::write::BundleWriter;
 use optimize::{Optimizer, Outcome};
 use serde::Serialize;
@@ -55,6 +56,8 @@ pub struct Built {
     /// What was measured on the way.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tried: Vec<Tried>,
+    /// Quantized matrices that a build before this one had left on the shelf.
+    pub resumed: usize,
 }
 
 /// Tokens that see each other in a calibration text.
@@ -193,7 +196,10 @@ pub fn build_from(
     model.inline_functions()?;
     let mut lowered = lowered(&model, export, &options.wishes)?;
     let plan = formats::plan(&lowered, &options.wishes, &Default::default(), "").0;
-    if !options.calibrates() || !plan.quantizes() {
+    // A model that predicts no tokens writes no text either.
+    let is_silent =
+        matches!(options.text, Text::Own { .. }) && lowered.graph.output(Output::LOGITS).is_none();
+    if !options.calibrates() || !plan.quantizes() || is_silent {
         return write(
             export,
             &lowered,
@@ -281,7 +287,7 @@ fn write(
     let quantizer = *quantizers
         .get(assignment.quantizer)
         .ok_or(BuildError::NoQuantizer)?;
-    let (plan, stored) = formats::plan(lowered, wishes, &assignment, quantizer.name());
+    let (mut plan, stored) = formats::plan(lowered, wishes, &assignment, quantizer.name());
     // Lowering and planning have read some matrices, and lowering has computed much that is not needed any more.
     release_all();
     give_back_freed();
@@ -291,10 +297,11 @@ fn write(
     let mut done = 0u64;
     let matrices = lowered.parts.matrices.iter().zip(stored).enumerate();
     for (id, (matrix, stored)) in matrices {
-        pack::write_matrix(&mut writer, id, matrix, stored, &source, &mut |rows| {
+        let format = pack::write_matrix(&mut writer, id, matrix, stored, &source, &mut |rows| {
             done += (rows * matrix.cols()) as u64;
             progress(Phase::Building, done as f64 / total.max(1) as f64);
         })?;
+        plan.matrices[id].stored_as(&format);
     }
     for (name, values) in &lowered.parts.vectors {
         writer.add_vector(name.clone(), values)?;
@@ -327,5 +334,6 @@ fn write(
         last_token_only: lowered.last_token_only,
         quality,
         tried,
+        resumed: shelf.map_or(0, Shelf::found),
     })
 }

@@ -1,11 +1,13 @@
 //! A matrix as the plan says, in the order that the kernels read.
 
 use super::BuildError;
-use super::optimize::{Source, target};
+use super::formats::{format_of, of_code};
+use super::optimize::Source;
 use crate::lower::{Matrix, RowsOut};
 use crate::onnx::FloatRows;
 use crate::panels::each_panel;
 use crate::plan::Fate;
+use crate::quantize::QuantizedRows;
 use niwaki_bundle::graph::MatrixId;
 use niwaki_bundle::write::BundleWriter;
 use niwaki_kernels::{Element, LayoutError, MatrixFormat, pack};
@@ -18,7 +20,7 @@ pub(super) struct Stored {
     pub(super) format: MatrixFormat,
 }
 
-/// Writes a matrix; `progress` hears of the rows that are done.
+/// Writes a matrix, and says in which format; `progress` hears of the rows that are done.
 pub(super) fn write_matrix(
     writer: &mut BundleWriter,
     id: MatrixId,
@@ -26,45 +28,37 @@ pub(super) fn write_matrix(
     Stored { fate, format }: Stored,
     source: &Source<'_>,
     progress: &mut dyn FnMut(usize),
-) -> Result<(), BuildError> {
+) -> Result<MatrixFormat, BuildError> {
     let (rows, columns) = (matrix.rows(), matrix.cols());
-    let mut output = writer
-        .begin_matrix(matrix.name.clone(), format, rows, columns)?
-        .with_origins(matrix.origins.clone());
     let layout = |source| BuildError::Layout {
         name: matrix.name.clone(),
         source,
     };
-    match fate {
-        Fate::Quantize(code) => {
-            let quantized = source.take(id, matrix, target(code))?;
-            if let Some(codebook) = quantized.codebook {
-                output = output.with_codebook(codebook);
-            }
-            let pack = |panel: Range<usize>| {
-                let (integers, scales) = quantized.rows(panel.clone(), columns);
-                pack::pack_int(format, panel.len(), columns, integers, scales, None).map_err(layout)
-            };
-            each_panel(
-                rows,
-                pack,
-                |bytes: Vec<u8>| Ok(output.write(&bytes)?),
-                progress,
-            )?;
-        }
-        Fate::Float(_) | Fate::Keep => {
-            let pack = |panel| pack_rows(matrix, panel, format, layout);
-            each_panel(
-                rows,
-                pack,
-                |bytes: Vec<u8>| Ok(output.write(&bytes)?),
-                progress,
-            )?;
-        }
+    let mut quantized = QuantizedRows::default();
+    let mut format = format;
+    if let Fate::Quantize(code) = fate {
+        let target;
+        (quantized, target) = source.take(id, matrix, of_code(code))?;
+        format = format_of(target);
     }
+    let mut output = writer
+        .begin_matrix(matrix.name.clone(), format, rows, columns)?
+        .with_origins(matrix.origins.clone());
+    if let Some(codebook) = quantized.codebook {
+        output = output.with_codebook(codebook);
+    }
+    let pack = |panel: Range<usize>| match fate {
+        Fate::Quantize(_) => {
+            let (codes, scales) = quantized.rows(panel.clone(), columns);
+            pack::pack_int(format, panel.len(), columns, codes, scales, None).map_err(layout)
+        }
+        Fate::Float(_) | Fate::Keep => pack_rows(matrix, panel, format, layout),
+    };
+    let write = |bytes: Vec<u8>| Ok(output.write(&bytes)?);
+    each_panel(rows, pack, write, progress)?;
     output.finish()?;
     matrix.release(0..rows);
-    Ok(())
+    Ok(format)
 }
 
 /// Rows as they are, or as floats.

@@ -76,6 +76,7 @@ fn an_embedding_of_its_own_is_told_of_apart() {
     let wishes = Wishes {
         weights: Some(Weights::Int4),
         embedding: Some(Weights::Int8),
+        ..Wishes::default()
     };
     let (bundle, built) = built(&demo(), wishes);
     assert_eq!(built.plan.matrices[0].format, "int8, block 32");
@@ -97,6 +98,7 @@ fn with_float_embedding(folder: &Path) {
         wishes: Wishes {
             weights: Some(Weights::Int4),
             embedding: Some(Weights::AsStored),
+            ..Wishes::default()
         },
         facts: export.facts(),
         ..QuantizeOptions::default()
@@ -142,6 +144,7 @@ fn a_float_embedding_beside_quantized_matrices_is_not_quantized_unless_asked_for
     let wishes = Wishes {
         weights: None,
         embedding: Some(Weights::Int8),
+        ..Wishes::default()
     };
     let (bundle, _) = built(folder.path(), wishes);
     assert_eq!(bundle.weight_table().matrices[0].element, ElementKind::Int8);

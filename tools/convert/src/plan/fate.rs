@@ -38,6 +38,8 @@ pub enum Reason {
     LeftByTheExport,
     /// What a text tells of it is worth the bytes of a better format.
     WorthItsBytes,
+    /// Some weights are too small, or too large, for the usual scales.
+    OutOfReach,
     /// Positions are added to every token as they are.
     Positions,
     /// Everything stays as it is stored.
@@ -59,6 +61,9 @@ impl fmt::Display for Reason {
             }
             Reason::WorthItsBytes => {
                 f.write_str("measured: what it gains there is worth its bytes")
+            }
+            Reason::OutOfReach => {
+                f.write_str("blocks of it are out of reach of 16-bit scales")
             }
             Reason::Positions => f.write_str("positions, added to every token as they are"),
             Reason::AsStored => f.write_str("as the export stores it"),
@@ -92,7 +97,7 @@ pub fn decide(kind: MatrixKind, quantized: bool, beside: bool, wishes: &Wishes) 
         Some(said) => said,
         None if wishes.weights == Some(Weights::AsStored) => Weights::AsStored,
         None if beside => return (Fate::Keep, Reason::LeftByTheExport),
-        None => Weights::Int4,
+        None => wishes.usual.weights(),
     };
     match (wish, wish.code()) {
         (Weights::AsStored, _) => (Fate::Keep, Reason::AsStored),
@@ -116,7 +121,11 @@ mod tests {
     }
 
     fn wishes(weights: Option<Weights>, embedding: Option<Weights>) -> Wishes {
-        Wishes { weights, embedding }
+        Wishes {
+            weights,
+            embedding,
+            ..Wishes::default()
+        }
     }
 
     #[test]

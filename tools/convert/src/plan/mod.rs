@@ -18,7 +18,7 @@ pub use code::Code;
 pub use fate::{Fate, FloatType, Reason, decide};
 pub use kind::{MatrixKind, kinds, kinds_by_node};
 pub use lines::PlanLine;
-pub use wishes::{Weights, Wishes};
+pub use wishes::{Usual, Weights, Wishes};
 
 use serde::Serialize;
 

@@ -52,7 +52,7 @@ impl Weights {
 
 /// What is asked for of a model's matrices.
 ///
-/// Where nothing is said, an export of floats becomes int4. An export that holds quantized matrices was quantized by
+/// Where nothing is said, an export of floats becomes what is `usual`. An export that holds quantized matrices was quantized by
 /// somebody who chose to leave the others in floats; these stay as they are unless they are asked for, and its embedding
 /// only by `embedding`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,13 +61,35 @@ pub struct Wishes {
     pub weights: Option<Weights>,
     /// How a float embedding is stored, if not as `weights` says.
     pub embedding: Option<Weights>,
+    /// What an export of floats becomes where nothing is said.
+    pub usual: Usual,
+}
+
+/// What floats become where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Usual {
+    /// What standard ONNX operators can hold.
+    #[default]
+    Int4,
+    /// What costs least for 4 bits in a bundle.
+    Codebook4,
+}
+
+impl Usual {
+    /// The weights that it means.
+    pub fn weights(self) -> Weights {
+        match self {
+            Usual::Int4 => Weights::Int4,
+            Usual::Codebook4 => Weights::Codebook4,
+        }
+    }
 }
 
 impl From<Weights> for Wishes {
     fn from(weights: Weights) -> Wishes {
         Wishes {
             weights: Some(weights),
-            embedding: None,
+            ..Wishes::default()
         }
     }
 }

@@ -32,7 +32,9 @@ mod tests;
 
 pub use crate::plan::Code;
 pub use gptq::Gptq;
-pub use quantizer::{QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target};
+pub use quantizer::{
+    QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target, quantize_in_reach,
+};
 pub use rtn::RoundToNearest;
 pub use search::ScaleSearch;
 pub use shelf::{Shelf, ShelfError};

@@ -26,6 +26,41 @@ pub struct Target {
     pub grid: ScaleGrid,
 }
 
+impl Target {
+    /// What a matrix becomes whose scales 16 bits do not hold: the same with scales of 32 bits, and without a codebook.
+    pub fn with_wide_scales(self) -> Target {
+        let code = match self.code {
+            Code::Codebook4 => Code::Int8,
+            code => code,
+        };
+        Target {
+            code,
+            grid: ScaleGrid::F32,
+        }
+    }
+}
+
+/// Quantizes a matrix, with wide scales if others do not reach all its weights, and says which it was.
+///
+/// # Errors
+/// As [`Quantizer::quantize`].
+pub fn quantize_in_reach(
+    quantizer: &dyn Quantizer,
+    weights: &dyn FloatRows,
+    statistics: Option<&Statistics>,
+    target: Target,
+) -> Result<(QuantizedRows, Target), QuantizeError> {
+    match quantizer.quantize(weights, statistics, target) {
+        Err(QuantizeError::TooSmall { .. } | QuantizeError::TooLarge { .. })
+            if target.grid != ScaleGrid::F32 =>
+        {
+            let wide = target.with_wide_scales();
+            Ok((quantizer.quantize(weights, statistics, wide)?, wide))
+        }
+        result => Ok((result?, target)),
+    }
+}
+
 /// A quantized matrix: `value = integer * scale`, or `value = codebook[code] * scale`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QuantizedRows {

@@ -2,7 +2,7 @@
 
 use super::candidates::{Candidate, Use};
 use super::operators::{pack_gather_row, pack_matmul_row};
-use super::{BLOCK, Code, QuantizeError, Quantizer, ScaleGrid, Target};
+use super::{BLOCK, Code, QuantizeError, Quantizer, ScaleGrid, Target, quantize_in_reach};
 use crate::onnx::FloatRows;
 use crate::onnx::{
     DataType, Spool,
@@ -152,7 +152,12 @@ impl Store {
         } else {
             ScaleGrid::F16
         };
-        let quantized = quantizer.quantize(rows, None, Target { code, grid })?;
+        let target = Target { code, grid };
+        let quantized = match data_type {
+            // Its scales are f32 as well.
+            DataType::Float => quantize_in_reach(quantizer, rows, None, target)?.0,
+            _ => quantizer.quantize(rows, None, target)?,
+        };
         let pack = |panel: Range<usize>| {
             let mut values = vec![0.0; panel.len() * columns];
             rows.read(panel.clone(), &mut values)?;

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::{
     BLOCK, Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
-    ScaleGrid, Target, quantize_model, rtn::RoundToNearest,
+    ScaleGrid, Target, quantize_model, RoundToNearest,
 };
 use crate::onnx::Floats;
 use crate::onnx::{
@@ -19,15 +19,15 @@ use crate::plan::{MatrixKind, Reason, Weights, Wishes};
 fn quantize_rows(
     columns: usize,
     values: &[f32],
-    bits: Code,
+    code: Code,
     grid: ScaleGrid,
 ) -> Result<QuantizedRows, QuantizeError> {
     let weights = Floats::new("w", columns, values.to_vec());
-    RoundToNearest.quantize(&weights, None, Target { bits, grid })
+    RoundToNearest.quantize(&weights, None, Target { code, grid })
 }
 
-fn quantize(values: &[f32], bits: Code) -> QuantizedRows {
-    quantize_rows(values.len(), values, bits, ScaleGrid::F16).unwrap()
+fn quantize(values: &[f32], code: Code) -> QuantizedRows {
+    quantize_rows(values.len(), values, code, ScaleGrid::F16).unwrap()
 }
 
 /// Numbers without a pattern, about normally distributed.
@@ -50,9 +50,9 @@ fn eight_bits_span_the_block_and_zero_stays_zero() {
     let quantized = quantize(&values, Code::Int8);
     assert_eq!(
         (
-            quantized.integers[3],
-            quantized.integers[5],
-            quantized.integers[0]
+            quantized.codes[3],
+            quantized.codes[5],
+            quantized.codes[0]
         ),
         (-127, 64, 0)
     );
@@ -65,7 +65,7 @@ fn four_bits_take_the_better_of_two_scales() {
     let exact: Vec<f32> = (0..BLOCK).map(|index| -(index as f32 % 9.0)).collect();
     let quantized = quantize(&exact, Code::Int4);
     assert_eq!(quantized.scales, [1.0]);
-    assert_eq!(quantized.integers[8], -8);
+    assert_eq!(quantized.codes[8], -8);
     // The same with the other sign takes a negative scale.
     let mirrored: Vec<f32> = exact.iter().map(|value| -value).collect();
     assert_eq!(quantize(&mirrored, Code::Int4).scales, [-1.0]);
@@ -77,8 +77,8 @@ fn four_bits_take_the_better_of_two_scales() {
     assert_eq!(
         (
             quantized.scales[0],
-            quantized.integers[0],
-            quantized.integers[14]
+            quantized.codes[0],
+            quantized.codes[14]
         ),
         (1.0, -7, 7)
     );
@@ -90,8 +90,8 @@ fn a_short_last_block_has_a_scale_of_its_own() {
         .map(|index| if index % 40 < 32 { 1.0 } else { 100.0 })
         .collect();
     let quantized = quantize_rows(40, &values, Code::Int8, ScaleGrid::F16).unwrap();
-    assert_eq!((quantized.scales.len(), quantized.integers.len()), (4, 80));
-    assert!(quantized.integers.iter().all(|&integer| integer == 127));
+    assert_eq!((quantized.scales.len(), quantized.codes.len()), (4, 80));
+    assert!(quantized.codes.iter().all(|&integer| integer == 127));
 }
 
 #[test]
@@ -126,9 +126,9 @@ proptest! {
         eight in any::<bool>(),
         brain in any::<bool>(),
     ) {
-        let (bits, grid) = (if eight { Code::Int8 } else { Code::Int4 }, if brain { ScaleGrid::Bf16 } else { ScaleGrid::F16 });
-        let quantized = quantize_rows(values.len(), &values, bits, grid).unwrap();
-        for (index, (&value, &integer)) in values.iter().zip(&quantized.integers).enumerate() {
+        let (code, grid) = (if eight { Code::Int8 } else { Code::Int4 }, if brain { ScaleGrid::Bf16 } else { ScaleGrid::F16 });
+        let quantized = quantize_rows(values.len(), &values, code, grid).unwrap();
+        for (index, (&value, &integer)) in values.iter().zip(&quantized.codes).enumerate() {
             let scale = quantized.scales[index / BLOCK];
             prop_assert_eq!(f16::from_f32(scale).to_f32(), scale, "the scale is not an f16");
             prop_assert!(!brain || bf16::from_f32(scale).to_f32() == scale, "the scale is not a bf16");
@@ -141,12 +141,12 @@ proptest! {
     }
 }
 
-fn options(bits: Code) -> QuantizeOptions {
-    QuantizeOptions::new(bits)
+fn options(code: Code) -> QuantizeOptions {
+    QuantizeOptions::new(code)
 }
 
-fn run(model: &OnnxModel, bits: Code) -> (OnnxModel, QuantizeReport) {
-    quantize_model(model, &options(bits), &mut |_| ()).unwrap()
+fn run(model: &OnnxModel, code: Code) -> (OnnxModel, QuantizeReport) {
+    quantize_model(model, &options(code), &mut |_| ()).unwrap()
 }
 
 fn operators(model: &OnnxModel) -> Vec<&str> {
@@ -164,7 +164,7 @@ fn find<'a>(model: &'a OnnxModel, op_type: &str) -> &'a NodeProto {
 
 /// What the operator computes with: rows by columns, decoded as onnxruntime's documentation of the operators says.
 fn decoded(model: &OnnxModel, node: &NodeProto, rows: usize, columns: usize) -> Vec<f32> {
-    let bits = node.int("bits").unwrap();
+    let code = node.int("bits").unwrap();
     let block = node.int("block_size").unwrap() as usize;
     let mut source = node
         .input
@@ -197,7 +197,7 @@ fn decoded(model: &OnnxModel, node: &NodeProto, rows: usize, columns: usize) -> 
     for row in 0..rows {
         let row_data = &bytes.data[row * row_bytes..][..row_bytes];
         for column in 0..columns {
-            let stored = if bits == 8 {
+            let stored = if code == 8 {
                 i32::from(row_data[column]) - 128
             } else {
                 i32::from(row_data[column / 2] >> (4 * (column % 2)) & 15) - 8
@@ -208,8 +208,8 @@ fn decoded(model: &OnnxModel, node: &NodeProto, rows: usize, columns: usize) -> 
     values
 }
 
-fn assert_close(decoded: &[f32], wanted: &[f32], bits: Code) {
-    let step = if bits == Code::Int4 { 0.1 } else { 0.006 };
+fn assert_close(decoded: &[f32], wanted: &[f32], code: Code) {
+    let step = if code == Code::Int4 { 0.1 } else { 0.006 };
     assert_eq!(decoded.len(), wanted.len());
     for (index, (decoded, wanted)) in decoded.iter().zip(wanted).enumerate() {
         assert!(
@@ -227,7 +227,7 @@ fn transposed(rows: usize, columns: usize, values: &[f32]) -> Vec<f32> {
 
 #[test]
 fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
-    for bits in [Code::Int4, Code::Int8] {
+    for code in [Code::Int4, Code::Int8] {
         // 40 input channels: the second block is filled up.
         let weights = noise(40 * 300, 1);
         let product = node("MatMul", &["x", "w"], &["y"]);
@@ -238,7 +238,7 @@ fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
                 vec![product],
                 &["y"],
             )),
-            bits,
+            code,
         );
         let node = find(&quantized, "MatMulNBits");
         assert_eq!(
@@ -256,12 +256,12 @@ fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
         assert_eq!(node.int("accuracy_level"), None);
         assert_eq!(
             quantized.initializer(&node.input[1]).unwrap().dims,
-            [300, 2, bits.count() as i64 * 4]
+            [300, 2, code.bits() as i64 * 4]
         );
         assert_close(
             &decoded(&quantized, node, 300, 40),
             &transposed(40, 300, &weights),
-            bits,
+            code,
         );
         assert_eq!(quantized.opset("com.microsoft"), Some(1));
         assert!(
@@ -273,7 +273,7 @@ fn a_product_by_a_constant_matrix_becomes_a_quantized_one() {
                 && report.quantized[0].rows == 300
                 && report.quantized[0].columns == 40
         );
-        assert!(report.quantized[0].relative_error < if bits == Code::Int4 { 0.12 } else { 0.01 });
+        assert!(report.quantized[0].relative_error < if code == Code::Int4 { 0.12 } else { 0.01 });
     }
 }
 
@@ -403,9 +403,9 @@ fn tied(columns: usize, rows: usize) -> (Vec<f32>, OnnxModel) {
 
 #[test]
 fn an_embedding_tied_to_the_output_head_is_stored_once() {
-    for bits in [Code::Int4, Code::Int8] {
+    for code in [Code::Int4, Code::Int8] {
         let (table, model) = tied(64, 128);
-        let (quantized, report) = run(&model, bits);
+        let (quantized, report) = run(&model, code);
         assert_eq!(
             operators(&quantized),
             ["Reshape", "GatherBlockQuantized", "MatMulNBits"]
@@ -421,8 +421,8 @@ fn an_embedding_tied_to_the_output_head_is_stored_once() {
             .iter()
             .filter(|tensor| tensor.data_type() == DataType::Uint8 as i32);
         assert_eq!(integers.count(), 1);
-        assert_close(&decoded(&quantized, lookup, 128, 64), &table, bits);
-        assert_close(&decoded(&quantized, product, 128, 64), &table, bits);
+        assert_close(&decoded(&quantized, lookup, 128, 64), &table, code);
+        assert_close(&decoded(&quantized, product, 128, 64), &table, code);
         assert_eq!(report.quantized.len(), 2);
         quantized.sorted_nodes().unwrap();
     }
@@ -582,6 +582,7 @@ fn floats_beside_quantized_matrices_stay_unless_they_are_asked_for() {
     let (after, _) = with(Wishes {
         weights: None,
         embedding: Some(Weights::Int8),
+        ..Wishes::default()
     })
     .unwrap();
     assert_eq!(
@@ -596,8 +597,8 @@ fn weights_that_would_all_become_zero_are_refused() {
         .iter()
         .map(|weight| weight * 1e-9)
         .collect();
-    for bits in [Code::Int4, Code::Int8] {
-        let refused = quantize_rows(64, &tiny, bits, ScaleGrid::F16).unwrap_err();
+    for code in [Code::Int4, Code::Int8] {
+        let refused = quantize_rows(64, &tiny, code, ScaleGrid::F16).unwrap_err();
         assert!(
             matches!(refused, QuantizeError::TooSmall { .. }),
             "{refused}"

@@ -2,7 +2,7 @@
 
 use super::measure::{Measure, Quality};
 use super::{Optimizer, Tried};
-use crate::build::formats::{Assignment, format_of};
+use crate::build::formats::{Assignment, format_of, of_code};
 use crate::build::{Budget, BuildError};
 use crate::plan::{Code, Fate, MatrixKind};
 use niwaki_bundle::graph::{MatrixId, Op};
@@ -203,7 +203,7 @@ fn cut(optimizer: &Optimizer<'_>, base: &Assignment) -> Vec<Group> {
                 .size_bytes(planned.rows, planned.columns)
                 .unwrap_or(0) as u64
         };
-        let added_bytes = bytes(format_of(Code::Int8)).saturating_sub(bytes(stored.format));
+        let added_bytes = bytes(format_of(of_code(Code::Int8))).saturating_sub(bytes(stored.format));
         match groups.iter_mut().find(|group| group.name == name) {
             Some(group) => {
                 group.matrices.push(id);

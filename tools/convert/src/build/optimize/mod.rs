@@ -9,7 +9,7 @@ mod measure;
 
 pub use measure::Quality;
 
-use super::formats::{self, Assignment};
+use super::formats::{self, Assignment, of_code};
 use super::pack::Stored;
 use super::{BuildError, BuildOptions, Phase, Text, WINDOW_TOKENS, Weights, manifest};
 use crate::calibrate::{
@@ -19,7 +19,9 @@ use crate::calibrate::{
 use crate::export::Export;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{Code, Fate, Plan};
-use crate::quantize::{QuantizedRows, Quantizer, ScaleGrid, Shelf, Target};
+use crate::quantize::{
+    QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach,
+};
 use measure::Measure;
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
@@ -30,14 +32,6 @@ use std::path::Path;
 
 /// Tokens that are held out to measure on at most.
 const HELD_OUT_TOKENS: usize = 2048;
-
-/// What a matrix becomes in a bundle.
-pub(super) fn target(code: Code) -> Target {
-    Target {
-        code,
-        grid: ScaleGrid::F16,
-    }
-}
 
 /// Something that was measured on the way.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -159,9 +153,15 @@ impl Optimizer<'_> {
             codes.extend(self.options.chooses_formats().then_some(Code::Int8));
             let all = quantizers.iter().flat_map(|quantizer| {
                 let codes = codes.iter();
-                codes.map(|code| (*quantizer, target(*code)))
+                codes.map(|code| (*quantizer, of_code(*code)))
             });
-            all.filter(|(quantizer, target)| !shelf.holds(id, *target, &quantizer.description()))
+            let held = |quantizer: &dyn Quantizer, target: Target| {
+                let made_by = quantizer.description();
+                [target, target.with_wide_scales()]
+                    .into_iter()
+                    .any(|target| shelf.holds(id, target, &made_by))
+            };
+            all.filter(|(quantizer, target)| !held(*quantizer, *target))
                 .collect()
         };
         let wanted: BTreeSet<MatrixId> = (0..stored.len())
@@ -191,7 +191,8 @@ impl Optimizer<'_> {
         let put = |id: MatrixId, statistics: Option<&Statistics>| -> Result<(), BuildError> {
             let matrix = &self.lowered.parts.matrices[id];
             for (quantizer, target) in missing(id) {
-                let quantized = quantizer.quantize(matrix, statistics, target)?;
+                let (quantized, target) =
+                    quantize_in_reach(quantizer, matrix, statistics, target)?;
                 shelf.put(id, target, &quantizer.description(), &quantized)?;
             }
             Ok(())
@@ -308,20 +309,22 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// A matrix in the form that is wanted.
+    /// A matrix in the form that is wanted, or with wider scales where others do not reach; and which it is.
     pub(super) fn take(
         &self,
         id: MatrixId,
         matrix: &Matrix,
         target: Target,
-    ) -> Result<QuantizedRows, BuildError> {
+    ) -> Result<(QuantizedRows, Target), BuildError> {
         let made_by = self.quantizer.description();
-        let held = self
-            .shelf
-            .and_then(|shelf| shelf.get(id, target, &made_by, matrix.rows(), matrix.cols()));
-        match held {
-            Some(quantized) => Ok(quantized),
-            None => Ok(self.quantizer.quantize(matrix, None, target)?),
+        let held = |target: Target| {
+            let shelf = self.shelf?;
+            let quantized = shelf.get(id, target, &made_by, matrix.rows(), matrix.cols())?;
+            Some((quantized, target))
+        };
+        match held(target).or_else(|| held(target.with_wide_scales())) {
+            Some(held) => Ok(held),
+            None => Ok(quantize_in_reach(self.quantizer, matrix, None, target)?),
         }
     }
 }
