@@ -1,10 +1,10 @@
-//! The quantizer's arithmetic, and the graph it leaves behind.
+//! Rounding to nearest, and the graph it leaves behind.
 
 use half::{bf16, f16};
 use proptest::prelude::*;
 use prost::Message;
 
-use super::{
+use crate::quantize::{
     BLOCK, Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
     ScaleGrid, Target, quantize_model, RoundToNearest,
 };
