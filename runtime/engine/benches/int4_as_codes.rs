@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (id, entry) in bundle.weight_table().vectors.iter().enumerate() {
         writer.add_vector(&entry.name, bundle.vector(id).ok_or("no such vector")?)?;
     }
-    writer.finish(bundle.manifest(), bundle.graph())?;
+    let mut manifest = bundle.manifest().clone();
+    manifest.weights = "codebook4, block 32".into();
+    writer.finish(&manifest, bundle.graph())?;
     Ok(())
 }

@@ -145,6 +145,23 @@ const USUAL_FORMATS: [MatrixFormat; 3] = [
     MatrixFormat::CODEBOOK4,
 ];
 
+/// The product with the rows of activations in `x`, the same on every instruction set.
+fn product_everywhere(matrix: &Matrix<'_>, x: &[f32]) -> Vec<f32> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let tokens = x.len() / cols;
+    same_everywhere(|kernels| {
+        let mut out = vec![0.0; tokens * rows];
+        kernels.matmul(
+            matrix,
+            &Rows::contiguous(x, tokens, cols),
+            None,
+            &mut QuantizedRows::new(),
+            &mut RowsMut::contiguous(&mut out, tokens, rows),
+        );
+        out
+    })
+}
+
 /// `x` as rows that are `gap` apart.
 fn spread(x: &[f32], width: usize, gap: usize) -> Vec<f32> {
     let mut spread: Vec<f32> = x
@@ -229,24 +246,31 @@ proptest! {
             .map(|_| scale(&mut numbers, ScaleType::F16))
             .collect();
         let x = activations(&mut numbers, tokens * cols);
-        let product = |matrix: Matrix<'_>| {
-            same_everywhere(|kernels| {
-                let mut out = vec![0.0; tokens * rows];
-                kernels.matmul(
-                    &matrix,
-                    &Rows::contiguous(&x, tokens, cols),
-                    None,
-                    &mut QuantizedRows::new(),
-                    &mut RowsMut::contiguous(&mut out, tokens, rows),
-                );
-                out
-            })
-        };
+        let product = |matrix: Matrix<'_>| product_everywhere(&matrix, &x);
         let pack = |format, q: &[i8]| pack_int(format, rows, cols, q, &scales, None).expect("packs");
         let (codes, values) = (pack(MatrixFormat::CODEBOOK4, &codes), pack(MatrixFormat::INT8, &values));
         let codes = Matrix::with_codebook(codebook, rows, cols, &codes).expect("is a matrix");
         let values = Matrix::new(MatrixFormat::INT8, rows, cols, &values).expect("is a matrix");
         prop_assert_eq!(bits(&product(codes)), bits(&product(values)));
+    }
+
+    #[test]
+    fn int4_weights_give_the_bits_of_codes_that_stand_for_them(
+        rows in 1_usize..90,
+        cols in 1_usize..300,
+        tokens in 1_usize..41,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let bytes = packed_bytes(&mut numbers, MatrixFormat::INT4, rows, cols);
+        let linear = Codebook::new(std::array::from_fn(|code| code as i8 - 8)).expect("fits");
+        let codes = Matrix::with_codebook(linear, rows, cols, &bytes).expect("is a matrix");
+        let int4 = Matrix::new(MatrixFormat::INT4, rows, cols, &bytes).expect("is a matrix");
+        let x = activations(&mut numbers, tokens * cols);
+        prop_assert_eq!(
+            bits(&product_everywhere(&codes, &x)),
+            bits(&product_everywhere(&int4, &x))
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) trait Products: Simd {
     /// Adds the products of a tile and a block of activations to `sums`, an output per lane.
     ///
     /// Lane `LANE` of `scales` and of `offsets` belongs to the block: the integer sums of int4 weights, which
-    /// are `q + 8`, start from the offset.
+    /// are `q + 8`, start from the offset. `codebook` is what codes stand for.
     ///
     /// # Safety
     /// The CPU must have the instructions; a tile must be readable, and 32 bytes at `activations`.
