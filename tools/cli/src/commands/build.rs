@@ -13,8 +13,8 @@ use niwaki_convert::build::{
     build, build_from,
 };
 use niwaki_convert::export::Export;
-use niwaki_convert::plan::Usual;
 use niwaki_convert::memory::give_back_large_blocks;
+use niwaki_convert::plan::Usual;
 use niwaki_convert::quantize::{Gptq, Quantizer, RoundToNearest, ScaleSearch};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -168,7 +168,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         None => &export.model,
     };
     let mut options = BuildOptions::new(wishes);
-    options.quantizers = args.quantization().quantizers();
+    options.quantizers = args.method.map_or(&[], Quantization::quantizers);
     options.budget = args
         .target_size
         .map(|size| Budget::SizeBytes(size.as_u64()))
@@ -187,24 +187,26 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         .as_ref()
         .map(|(_, pruned)| pruned.provenance())
         .unwrap_or_default();
+    if let (Some(path), Some(sequences)) = (&args.amount.calibration, &text) {
+        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let told = format!("{tokens} tokens of {name}");
+        options.provenance.insert("calibration".to_owned(), told);
+    }
     let built = stage(&args.export, &args.output, |output, progress| {
         build_from(&export, graph, output, &options, progress)
     })?;
     let pruned = pruned.map(|(_, pruned)| pruned);
     // There is none where nothing was calibrated.
     let _ = std::fs::remove_dir_all(&shelf);
-    let warnings = plan::warnings(&built.plan, &wishes, &args.export, &args.output);
+    let warnings = plan::warnings(
+        &built.plan,
+        &wishes,
+        built.quality.is_some(),
+        &args.export,
+        &args.output,
+    );
     print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
-}
-
-impl BuildArgs {
-    fn quantization(&self) -> Quantization {
-        match (self.method, self.weights) {
-            (Some(method), _) => method,
-            (None, Some(FloatWeights::Int8)) => Quantization::Rtn,
-            (None, _) => Quantization::Gptq,
-        }
-    }
 }
 
 /// Lowers, packs and writes one model, with progress on a terminal. Configuration and tokenizer come from
@@ -309,7 +311,9 @@ pub(super) fn print_built(
     );
     let resumed = match built.resumed {
         0 => String::new(),
-        count => format!("went on with {count} matrices that a build before this one had quantized\n"),
+        count => {
+            format!("went on with {count} matrices that a build before this one had quantized\n")
+        }
     };
     let measured = built.quality.as_ref().map(quality).unwrap_or_default();
     let pruned = pruned.map(ToString::to_string).unwrap_or_default();

@@ -24,8 +24,15 @@ pub(super) fn table(plan: &Plan) -> Table {
     table
 }
 
-/// What was asked for and did not happen, or happened and should be looked at. `output` was made of `input`.
-pub(super) fn warnings(plan: &Plan, wishes: &Wishes, input: &Path, output: &Path) -> Vec<String> {
+/// What was asked for and did not happen, or happened and should be looked at. `output` was made of `input`; `measured` says
+/// whether what that cost is known.
+pub(super) fn warnings(
+    plan: &Plan,
+    wishes: &Wishes,
+    measured: bool,
+    input: &Path,
+    output: &Path,
+) -> Vec<String> {
     let mut warnings = vec![];
     if let Some(weights) = wishes.weights
         && !plan.changes_anything()
@@ -56,9 +63,10 @@ pub(super) fn warnings(plan: &Plan, wishes: &Wishes, input: &Path, output: &Path
                 .to_owned(),
         );
     }
-    if plan.quantizes_to(Code::Int4) {
+    let four_bits = [Code::Int4, Code::Codebook4];
+    if !measured && four_bits.iter().any(|code| plan.quantizes_to(*code)) {
         warnings.push(format!(
-            "4 bits were taken without calibration; what that costs: niwaki eval {} --text TEXT --reference {}",
+            "4 bits were taken and what that costs was not measured: niwaki eval {} --text TEXT --reference {}",
             output.display(),
             input.display()
         ));

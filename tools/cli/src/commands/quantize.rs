@@ -130,7 +130,7 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
         input: &args.input,
         output: &args.output,
         size_bytes,
-        warnings: plan::warnings(&report.plan, &wishes, &args.input, &args.output),
+        warnings: plan::warnings(&report.plan, &wishes, false, &args.input, &args.output),
         report: &report,
     };
     if args.json {

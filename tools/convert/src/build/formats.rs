@@ -5,8 +5,8 @@ use crate::lower::{Lowered, Matrix};
 use crate::plan::{
     Code, Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
 };
-use niwaki_bundle::graph::MatrixId;
 use crate::quantize::{ScaleGrid, Target};
+use niwaki_bundle::graph::MatrixId;
 use niwaki_kernels::{Element, MatrixFormat, ScaleType};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

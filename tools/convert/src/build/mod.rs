@@ -22,8 +22,8 @@ use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
-use crate::plan::Plan;
-use crate::quantize::{Quantizer, RoundToNearest, Shelf};
+use crate::plan::{Code, Plan};
+use crate::quantize::{Gptq, Quantizer, RoundToNearest, Shelf};
 use niwaki_bundle::graph::Output;
 use niwaki_bundle::write::BundleWriter;
 use optimize::{Optimizer, Outcome};
@@ -80,7 +80,8 @@ pub enum Text<'a> {
 pub struct BuildOptions<'a> {
     /// What weights become.
     pub wishes: Wishes,
-    /// By which method; of several the one is taken that costs least on tokens that are held out of the text.
+    /// By which method; of several the one is taken that costs least on tokens that are held out of the text. Where none is
+    /// given it is GPTQ if anything gets 4 bits, and else rounding to nearest, which costs next to nothing with 8.
     pub quantizers: &'a [&'a dyn Quantizer],
     /// The text that methods are calibrated on, if they want one.
     pub text: Text<'a>,
@@ -196,6 +197,15 @@ pub fn build_from(
     model.inline_functions()?;
     let mut lowered = lowered(&model, export, &options.wishes)?;
     let plan = formats::plan(&lowered, &options.wishes, &Default::default(), "").0;
+    let mut options = options.clone();
+    if options.quantizers.is_empty() {
+        let four_bits = [Code::Int4, Code::Codebook4];
+        options.quantizers = match four_bits.iter().any(|code| plan.quantizes_to(*code)) {
+            true => &[&Gptq::USUAL],
+            false => &[&RoundToNearest],
+        };
+    }
+    let options = &options;
     // A model that predicts no tokens writes no text either.
     let is_silent =
         matches!(options.text, Text::Own { .. }) && lowered.graph.output(Output::LOGITS).is_none();
@@ -230,7 +240,11 @@ pub fn build_from(
         progress(Phase::Calibrating, share);
     })?;
     optimizer.shelf = Some(&shelf);
-    let outcome = optimizer.choose(&held_out, progress)?;
+    let mut outcome = optimizer.choose(&held_out, progress)?;
+    if let Text::Own { .. } = options.text {
+        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        outcome.text = Some(format!("{tokens} tokens that the model wrote"));
+    }
     write(
         export,
         &lowered,
@@ -283,6 +297,7 @@ fn write(
         assignment,
         quality,
         tried,
+        text,
     } = outcome;
     let quantizer = *quantizers
         .get(assignment.quantizer)
@@ -315,13 +330,20 @@ fn write(
     writer.set_generation_defaults(&manifest::generation_defaults(export))?;
     let vectors = lowered.parts.vectors.iter();
     let parameters = total + vectors.map(|(_, values)| values.len() as u64).sum::<u64>();
+    let mut provenance = options.provenance.clone();
+    provenance.extend(text.map(|text| ("calibration".to_owned(), text)));
+    provenance.extend(
+        quality
+            .as_ref()
+            .map(|quality| ("quality".to_owned(), quality.to_string())),
+    );
     let manifest = manifest::manifest(
         export,
         &plan,
         wishes,
         &quantizer.description(),
         parameters,
-        options.provenance.clone(),
+        provenance,
     )?;
     let size_bytes = writer.finish(&manifest, &lowered.graph)?;
     Ok(Built {

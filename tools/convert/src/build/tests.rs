@@ -121,6 +121,7 @@ fn a_float_embedding_beside_quantized_matrices_is_not_quantized_unless_asked_for
         let wishes = Wishes {
             weights,
             embedding: None,
+            ..Wishes::default()
         };
         let (bundle, built) = built(folder.path(), wishes);
         let embedding = &built.plan.matrices[0];

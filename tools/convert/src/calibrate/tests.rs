@@ -423,3 +423,37 @@ fn a_text_without_tokens_and_values_that_are_no_numbers_are_refused() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_model_writes_the_same_text_again_and_another_by_another_seed() {
+    let export = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo-model/onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.niwaki");
+    crate::build::build(
+        &export,
+        None,
+        &path,
+        crate::plan::Weights::Int8,
+        &mut |_| (),
+    )
+    .unwrap();
+    let written = |seed: u64, threads: usize| {
+        let options = OpenOptions::default().with_threads(threads);
+        let engine = Engine::open(&path, &options).unwrap();
+        let wish = OwnText {
+            tokens: 230,
+            window_tokens: 50,
+            seed,
+        };
+        let mut last = 0.0;
+        let text = own_text(&engine, wish, &mut |share| {
+            assert!(share >= last && share <= 1.0);
+            last = share;
+        });
+        text.unwrap()
+    };
+    let text = written(1, 1);
+    assert_eq!(text.iter().map(Vec::len).collect::<Vec<_>>(), [50; 5]);
+    assert_eq!(text, written(1, 2));
+    assert_ne!(text, written(2, 1));
+}

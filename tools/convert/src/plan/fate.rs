@@ -62,9 +62,7 @@ impl fmt::Display for Reason {
             Reason::WorthItsBytes => {
                 f.write_str("measured: what it gains there is worth its bytes")
             }
-            Reason::OutOfReach => {
-                f.write_str("blocks of it are out of reach of 16-bit scales")
-            }
+            Reason::OutOfReach => f.write_str("blocks of it are out of reach of 16-bit scales"),
             Reason::Positions => f.write_str("positions, added to every token as they are"),
             Reason::AsStored => f.write_str("as the export stores it"),
             Reason::AsExported => f.write_str("computed as ONNX means it"),

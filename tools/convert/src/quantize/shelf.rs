@@ -37,7 +37,7 @@ const HASH_BYTES: usize = 32;
 
 impl Shelf {
     /// The shelf in `folder`, which is made if it is not there. `label` names everything that its matrices depend on: a shelf
-    /// with another label is emptied first.
+    /// with another label is emptied first, and what is not whole goes.
     ///
     /// # Errors
     /// When the folder cannot be made, read or emptied.
@@ -57,7 +57,9 @@ impl Shelf {
         for entry in fs::read_dir(folder).map_err(failed("read the folder", folder))? {
             let path = entry.map_err(failed("read the folder", folder))?.path();
             match path.extension() {
-                Some(extension) if extension == EXTENSION && is_ours => found += 1,
+                Some(extension) if extension == EXTENSION && is_ours && is_whole(&path) => {
+                    found += 1
+                }
                 Some(extension) if extension == EXTENSION => {
                     fs::remove_file(&path).map_err(failed("remove", &path))?;
                 }
@@ -154,11 +156,7 @@ impl Shelf {
         columns: usize,
     ) -> Option<QuantizedRows> {
         let bytes = fs::read(self.path(matrix, target, made_by)).ok()?;
-        let rest = bytes.strip_prefix(MAGIC)?;
-        let (hash, parts) = rest.split_at_checked(HASH_BYTES)?;
-        if blake3::hash(parts).as_bytes() != hash {
-            return None;
-        }
+        let parts = parts(&bytes)?;
         let scales_bytes = rows.checked_mul(columns.div_ceil(BLOCK))?.checked_mul(4)?;
         let codes = rows.checked_mul(columns)?;
         let (codebook, rest) =
@@ -178,6 +176,16 @@ impl Shelf {
             codebook,
         })
     }
+}
+
+/// What a file holds, if it is whole.
+fn parts(bytes: &[u8]) -> Option<&[u8]> {
+    let (hash, parts) = bytes.strip_prefix(MAGIC)?.split_at_checked(HASH_BYTES)?;
+    (blake3::hash(parts).as_bytes() == hash).then_some(parts)
+}
+
+fn is_whole(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| parts(&bytes).is_some())
 }
 
 #[cfg(test)]
@@ -239,6 +247,8 @@ mod tests {
         for length in [0, 7, 8, 20, 40, bytes.len() - 1] {
             fs::write(&path, &bytes[..length]).unwrap();
             assert_eq!(shelf.get(0, TARGET, BY, 2, 40), None, "{length}");
+            let again = Shelf::open(folder.path(), "a").unwrap();
+            assert_eq!((again.found(), path.exists()), (0, false), "{length}");
         }
         let mut bytes = bytes;
         bytes[60] ^= 1;

@@ -203,7 +203,8 @@ fn cut(optimizer: &Optimizer<'_>, base: &Assignment) -> Vec<Group> {
                 .size_bytes(planned.rows, planned.columns)
                 .unwrap_or(0) as u64
         };
-        let added_bytes = bytes(format_of(of_code(Code::Int8))).saturating_sub(bytes(stored.format));
+        let added_bytes =
+            bytes(format_of(of_code(Code::Int8))).saturating_sub(bytes(stored.format));
         match groups.iter_mut().find(|group| group.name == name) {
             Some(group) => {
                 group.matrices.push(id);

@@ -7,6 +7,7 @@ use crate::evaluate::{Comparison, Subject, Window, compare};
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
 use serde::Serialize;
+use std::fmt;
 use std::path::Path;
 
 /// Bundles that lie on the disk at once.
@@ -45,6 +46,19 @@ impl Quality {
     /// By which share the perplexity is above the float model's.
     pub fn perplexity_increase(&self) -> f64 {
         self.perplexity / self.reference_perplexity - 1.0
+    }
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "KL {:.4} nats, most likely token equal in {:.1} %, perplexity {:+.2} %, on {} held-out tokens",
+            self.kl_nats,
+            100.0 * self.top1_agreement,
+            100.0 * self.perplexity_increase(),
+            self.tokens
+        )
     }
 }
 

@@ -6,6 +6,9 @@
 
 mod choose;
 mod measure;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 pub use measure::Quality;
 
@@ -19,9 +22,7 @@ use crate::calibrate::{
 use crate::export::Export;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{Code, Fate, Plan};
-use crate::quantize::{
-    QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach,
-};
+use crate::quantize::{QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach};
 use measure::Measure;
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
@@ -50,6 +51,8 @@ pub(super) struct Outcome {
     pub(super) assignment: Assignment,
     pub(super) quality: Option<Quality>,
     pub(super) tried: Vec<Tried>,
+    /// Where the text came from, if the build itself got it.
+    pub(super) text: Option<String>,
 }
 
 /// A build on its way.
@@ -191,8 +194,7 @@ impl Optimizer<'_> {
         let put = |id: MatrixId, statistics: Option<&Statistics>| -> Result<(), BuildError> {
             let matrix = &self.lowered.parts.matrices[id];
             for (quantizer, target) in missing(id) {
-                let (quantized, target) =
-                    quantize_in_reach(quantizer, matrix, statistics, target)?;
+                let (quantized, target) = quantize_in_reach(quantizer, matrix, statistics, target)?;
                 shelf.put(id, target, &quantizer.description(), &quantized)?;
             }
             Ok(())
@@ -243,6 +245,7 @@ impl Optimizer<'_> {
             assignment: base,
             quality: Some(quality.clone()),
             tried,
+            text: None,
         };
         let mut final_quality = quality.clone();
         let limit = self.options.max_perplexity_increase;

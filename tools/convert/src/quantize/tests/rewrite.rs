@@ -4,10 +4,6 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use prost::Message;
 
-use crate::quantize::{
-    BLOCK, Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
-    ScaleGrid, Target, quantize_model, RoundToNearest,
-};
 use crate::onnx::Floats;
 use crate::onnx::{
     DataType, OnnxModel,
@@ -15,6 +11,10 @@ use crate::onnx::{
     small_models::*,
 };
 use crate::plan::{MatrixKind, Reason, Weights, Wishes};
+use crate::quantize::{
+    BLOCK, Code, QuantizeError, QuantizeOptions, QuantizeReport, QuantizedRows, Quantizer,
+    RoundToNearest, ScaleGrid, Target, quantize_model,
+};
 
 fn quantize_rows(
     columns: usize,
@@ -49,11 +49,7 @@ fn eight_bits_span_the_block_and_zero_stays_zero() {
     values[5] = 1.0;
     let quantized = quantize(&values, Code::Int8);
     assert_eq!(
-        (
-            quantized.codes[3],
-            quantized.codes[5],
-            quantized.codes[0]
-        ),
+        (quantized.codes[3], quantized.codes[5], quantized.codes[0]),
         (-127, 64, 0)
     );
     assert_eq!(quantized.scales, [f16::from_f32(2.0 / 127.0).to_f32(), 0.0]);
@@ -75,11 +71,7 @@ fn four_bits_take_the_better_of_two_scales() {
         .collect();
     let quantized = quantize(&symmetric, Code::Int4);
     assert_eq!(
-        (
-            quantized.scales[0],
-            quantized.codes[0],
-            quantized.codes[14]
-        ),
+        (quantized.scales[0], quantized.codes[0], quantized.codes[14]),
         (1.0, -7, 7)
     );
 }
