@@ -93,19 +93,23 @@ fn a_build_says_of_every_kind_of_matrix_how_it_is_stored_and_why() {
             .lines()
             .find(|line| line.starts_with(&format!("{kind} ")));
         let line = line.unwrap_or_else(|| panic!("no {kind} in:\n{text}"));
-        for word in ["int4, block 32", "RTN", "float in the export"] {
+        for word in ["codebook4, block 32", "GPTQ", "float in the export"] {
             assert!(line.contains(word), "{line}");
         }
     }
-    let warning = text
-        .lines()
-        .find(|line| line.starts_with("warning: 4 bits"))
-        .unwrap();
-    assert!(
-        warning.contains("niwaki eval") && warning.contains("--reference"),
-        "{warning}"
-    );
-    assert_eq!(provenance(&bundle), ["quantizer = RTN", "weights = int4"]);
+    assert!(text.contains("held-out tokens: KL 0.0"), "{text}");
+    assert!(!text.contains("warning:"), "{text}");
+    let told = provenance(&bundle);
+    let words = [
+        "calibration = 6656 tokens that the model wrote",
+        "on 1533 held-out tokens",
+        "quantizer = GPTQ, damping 0.05",
+        "weights = codebook4",
+    ];
+    assert_eq!(told.len(), words.len(), "{told:?}");
+    for (line, word) in told.iter().zip(words) {
+        assert!(line.contains(word), "no {word} in {line}");
+    }
 
     let int8 = said(&mut niwaki!(
         "build",
@@ -124,7 +128,97 @@ fn a_build_says_of_every_kind_of_matrix_how_it_is_stored_and_why() {
             .iter()
             .all(|matrix| matrix["reason"] == "float in the export")
     );
-    assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
+    assert!(report["warnings"].as_array().unwrap().is_empty());
+    assert!(report["quality"]["kl_nats"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn four_bits_by_rounding_alone_are_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("model.niwaki");
+    let text = said(niwaki!("build", demo_export(), "-o", &bundle).args(["--method", "rtn"]));
+    let warning = text
+        .lines()
+        .find(|line| line.starts_with("warning: 4 bits"))
+        .unwrap();
+    assert!(
+        warning.contains("niwaki eval") && warning.contains("--reference"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn a_calibration_text_is_named_and_a_budget_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("model.niwaki");
+    let text = demo_export().join("../texts/calibration.txt");
+    let size_bytes = 2_000_000;
+    let said = said(niwaki!("build", demo_export(), "-o", &bundle).args([
+        "--target-size",
+        "2MB",
+        "--calibration",
+        text.to_str().unwrap(),
+        "--calibration-tokens",
+        "4096",
+    ]));
+    assert!(fs::metadata(&bundle).unwrap().len() <= size_bytes);
+    assert!(said.contains("worth its bytes"), "{said}");
+    let told = provenance(&bundle);
+    assert!(
+        told[0].starts_with("calibration = ") && told[0].ends_with("tokens of calibration.txt"),
+        "{told:?}"
+    );
+    let entries: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(entries.len(), 1, "something is left beside the bundle");
+
+    let error = refused(niwaki!("build", demo_export(), "-o", &bundle).args([
+        "--max-perplexity-increase",
+        "0%",
+        "--weights",
+        "codebook4",
+    ]));
+    assert!(error.contains("0.00 % are allowed"), "{error}");
+    let error =
+        refused(niwaki!("build", demo_export(), "-o", &bundle).args(["--target-size", "1MB"]));
+    assert!(error.contains("is not enough"), "{error}");
+}
+
+#[test]
+fn a_build_that_was_killed_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, stopped] = ["whole.niwaki", "stopped.niwaki"].map(|name| folder.path().join(name));
+    said(&mut niwaki!("build", demo_export(), "-o", &whole));
+    let mut command =
+        std::process::Command::new(assert_cmd::cargo::cargo_bin!("niwaki-under-test"));
+    command.args([
+        "build".as_ref(),
+        demo_export().as_os_str(),
+        "-o".as_ref(),
+        stopped.as_os_str(),
+    ]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let shelf = folder.path().join("stopped.niwaki.unfinished");
+    let matrices = || fs::read_dir(&shelf).map_or(0, |entries| entries.count());
+    while matrices() < 5 {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it was killed"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!stopped.exists());
+    let text = said(&mut niwaki!("build", demo_export(), "-o", &stopped));
+    assert!(
+        text.contains("matrices that a build before this one had quantized"),
+        "{text}"
+    );
+    assert!(
+        fs::read(&whole).unwrap() == fs::read(&stopped).unwrap(),
+        "the bundles differ"
+    );
+    assert!(!shelf.exists());
 }
 
 #[test]
@@ -248,25 +342,32 @@ fn a_calibration_that_nothing_measures_on_is_refused() {
         )
         .arg(calibration()),
     );
-    assert!(error.contains("magnitude measures on no text"), "{error}");
+    assert!(error.contains("measures on a text"), "{error}");
+    for unused in [
+        &["--prune", "magnitude", "--weights", "int8"][..],
+        &["--method", "rtn"],
+        &["--weights", "f16"],
+    ] {
+        let error = refused(
+            niwaki!(
+                "build",
+                demo_export(),
+                "-o",
+                &output,
+                "--calibration-tokens",
+                "9"
+            )
+            .args(unused),
+        );
+        assert!(error.contains("measures on a text"), "{error}");
+    }
     let error = refused(&mut niwaki!(
         "build",
         demo_export(),
         "-o",
         &output,
-        "--prune",
-        "magnitude",
-        "--calibration-tokens",
-        "9"
-    ));
-    assert!(error.contains("magnitude measures on no text"), "{error}");
-    let error = refused(&mut niwaki!(
-        "build",
-        demo_export(),
-        "-o",
-        &output,
-        "--calibration-tokens",
-        "9"
+        "--sparsity",
+        "0.5"
     ));
     assert!(error.contains("--prune METHOD is missing"), "{error}");
 }

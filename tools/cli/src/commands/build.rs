@@ -26,7 +26,10 @@ use std::path::{Path, PathBuf};
 /// and packs everything. Weights that the export already holds quantized are kept exactly as they are. What its
 /// quantizer left in floats is left so, unless --weights or --embedding ask for something else.
 ///
-/// The summary says of every kind of matrix how it is stored, and why.
+/// Four bits are calibrated: on --calibration, or on a text that the model writes itself. A part of it is held out, and
+/// the summary says what quantization cost there, and of every kind of matrix how it is stored, and why.
+///
+/// A build that is stopped goes on where it was when the same command runs again. docs/quantization.md tells more.
 #[derive(Args)]
 pub(super) struct BuildArgs {
     /// Folder that the exporter wrote, or its .onnx file.
@@ -35,7 +38,7 @@ pub(super) struct BuildArgs {
     /// The bundle to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// How float weights are stored; int4 if nothing is said, or as they are in an export that holds quantized ones.
+    /// How float weights are stored; codebook4 if nothing is said, or as they are in an export that holds quantized ones.
     #[arg(long, value_enum)]
     weights: Option<FloatWeights>,
     /// How a float embedding is stored; if nothing is said, as --weights says, or as it is in an export that holds
@@ -142,11 +145,18 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
     let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
     let pruned = match args.prune {
         None if args.amount.is_given() => return Err(CommandError::AmountWithoutMethod),
+        None if args.amount.names_calibration() && !args.quantizes_by_text() => {
+            return Err(CommandError::UnusedCalibration);
+        }
         None => None,
         Some(method) => {
             let model = scratch.path().join("model.onnx");
             let engine = EngineArgs::default();
-            let pruned = prune_file(&args.export, &model, method, &args.amount, &engine)?;
+            let mut amount = args.amount.clone();
+            if method == Method::Magnitude && args.quantizes_by_text() {
+                amount.leave_out_calibration();
+            }
+            let pruned = prune_file(&args.export, &model, method, &amount, &engine)?;
             Some((model, pruned))
         }
     };
@@ -207,6 +217,26 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
         &args.output,
     );
     print_built(&args.output, &built, pruned.as_ref(), &warnings, args.json)
+}
+
+impl BuildArgs {
+    /// Whether a text has a say in how weights are quantized.
+    fn quantizes_by_text(&self) -> bool {
+        let four_bits =
+            |weights: FloatWeights| matches!(weights, FloatWeights::Codebook4 | FloatWeights::Int4);
+        let chooses = self.target_size.is_some()
+            || self.bits.is_some()
+            || self.max_perplexity_increase.is_some();
+        match self.method {
+            Some(Quantization::Rtn) => chooses,
+            Some(_) => true,
+            None => {
+                chooses
+                    || self.weights.is_none_or(four_bits)
+                    || self.embedding.is_some_and(four_bits)
+            }
+        }
+    }
 }
 
 /// Lowers, packs and writes one model, with progress on a terminal. Configuration and tokenizer come from

@@ -117,7 +117,7 @@ pub(super) enum CommandError {
     )]
     AmountWithoutMethod,
     /// A text that nothing is measured on.
-    #[error("pruning by magnitude measures on no text, and a calibration was given")]
+    #[error("nothing that was asked for measures on a text, and a calibration was given")]
     UnusedCalibration,
     /// Wanda has nothing to measure with.
     #[error("pruning by wanda needs a text to measure on")]
@@ -213,7 +213,7 @@ impl CommandError {
                 "give --calibration FILE, or prune by magnitude, which needs no text"
             }
             CommandError::UnusedCalibration => {
-                "leave out --calibration and --calibration-tokens, or prune by wanda"
+                "leave out --calibration and --calibration-tokens, prune by wanda, or quantize by gptq"
             }
             CommandError::Quantize {
                 source:

@@ -67,7 +67,7 @@ pub(super) struct PruneAmount {
     /// Keep M of every N weights along the input instead, as in 2:4.
     #[arg(long, value_name = "M:N", conflicts_with = "sparsity")]
     keep: Option<Kept>,
-    /// UTF-8 text like those the model will see: wanda measures on it.
+    /// UTF-8 text like those the model will see: what is measured is measured on it.
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
     /// Tokens of the calibration text that are used, 8192 if nothing is said. Memory grows with them: one row of the
@@ -131,8 +131,14 @@ impl PruneAmount {
         self.sparsity.is_some() || self.keep.is_some()
     }
 
-    fn names_calibration(&self) -> bool {
+    pub(super) fn names_calibration(&self) -> bool {
         self.calibration.is_some() || self.calibration_tokens.is_some()
+    }
+
+    /// For a method that measures on no text.
+    pub(super) fn leave_out_calibration(&mut self) {
+        self.calibration = None;
+        self.calibration_tokens = None;
     }
 
     pub(super) fn wanted_tokens(&self) -> usize {

@@ -231,18 +231,18 @@ pub fn build_from(
         shelf: None,
         scratch: scratch.path(),
     };
-    let (sequences, held_out) = optimizer.text(&mut |share| progress(Phase::Writing, share))?;
+    let text = optimizer.text(&mut |share| progress(Phase::Writing, share))?;
     let own_shelf = scratch.path().join("quantized");
     let folder = options.shelf.unwrap_or(&own_shelf);
-    let label = optimize::label(graph, options.chooses_formats(), &sequences)?;
+    let label = optimize::label(graph, options.chooses_formats(), &text.seen)?;
     let shelf = Shelf::open(folder, &label)?;
-    optimizer.fill_shelf(&shelf, &sequences, &mut |share| {
+    optimizer.fill_shelf(&shelf, &text.seen, &mut |share| {
         progress(Phase::Calibrating, share);
     })?;
     optimizer.shelf = Some(&shelf);
-    let mut outcome = optimizer.choose(&held_out, progress)?;
+    let mut outcome = optimizer.choose(&text.held_out, progress)?;
     if let Text::Own { .. } = options.text {
-        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        let tokens: usize = text.seen.iter().map(Vec::len).sum();
         outcome.text = Some(format!("{tokens} tokens that the model wrote"));
     }
     write(

@@ -187,9 +187,9 @@ mod tests {
                 std::cmp::Ordering::Greater => f64::from(factor.row(i)[j]),
             };
             let mut pivots = vec![];
-            for i in 0..columns {
+            for (i, &column) in order.iter().enumerate() {
                 let known: f64 = (0..i).map(|k| unit(i, k).powi(2) * pivots[k]).sum();
-                pivots.push(gram.at(order[i], order[i]) + damping * mean - known);
+                pivots.push(gram.at(column, column) + damping * mean - known);
             }
             for i in 0..columns {
                 for j in 0..i {

@@ -45,6 +45,14 @@ pub struct Tried {
     pub size_bytes: u64,
 }
 
+/// A text.
+pub(super) struct Sequences {
+    /// What quantizers see.
+    pub(super) seen: Vec<Vec<u32>>,
+    /// What bundles are measured on.
+    pub(super) held_out: Vec<Vec<u32>>,
+}
+
 /// What came of optimizing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
@@ -105,10 +113,7 @@ impl Optimizer<'_> {
     }
 
     /// The sequences to calibrate on, and those to measure on.
-    pub(super) fn text(
-        &self,
-        progress: &mut dyn FnMut(f64),
-    ) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>), BuildError> {
+    pub(super) fn text(&self, progress: &mut dyn FnMut(f64)) -> Result<Sequences, BuildError> {
         let mut sequences = match self.options.text {
             Text::Given(sequences) => sequences.to_vec(),
             Text::Own { tokens } => {
@@ -135,7 +140,10 @@ impl Optimizer<'_> {
             tokens += sequence.len();
             held_out.push(sequence);
         }
-        Ok((sequences, held_out))
+        Ok(Sequences {
+            seen: sequences,
+            held_out,
+        })
     }
 
     /// Runs a text through the model and puts what the quantizers make of each matrix on the shelf: in the code that it is
