@@ -1,7 +1,6 @@
 //! What `niwaki build` and `niwaki quantize` say of matrices: what happened to which, and what to beware of.
 
 use crate::terminal::{self, Table};
-use niwaki_convert::plan::Code;
 use niwaki_convert::plan::{LeftNode, Plan, Weights, Wishes};
 use std::path::Path;
 
@@ -63,8 +62,7 @@ pub(super) fn warnings(
                 .to_owned(),
         );
     }
-    let four_bits = [Code::Int4, Code::Codebook4];
-    if !measured && four_bits.iter().any(|code| plan.quantizes_to(*code)) {
+    if !measured && plan.rounds_to_four_bits() {
         warnings.push(format!(
             "4 bits were taken and what that costs was not measured: niwaki eval {} --text TEXT --reference {}",
             output.display(),

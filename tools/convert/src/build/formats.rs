@@ -5,7 +5,9 @@ use crate::lower::{Lowered, Matrix};
 use crate::plan::{
     Code, Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Reason, Wishes, decide, kinds,
 };
-use crate::quantize::{ScaleGrid, Target};
+use crate::quantize::{
+    KeepLattice, OnLattice, QuantizeError, Quantizer, ScaleGrid, Target, on_lattice,
+};
 use niwaki_bundle::graph::MatrixId;
 use niwaki_kernels::{Element, MatrixFormat, ScaleType};
 use rayon::prelude::*;
@@ -20,10 +22,32 @@ pub(super) struct Assignment {
     pub(super) codes: BTreeMap<MatrixId, Code>,
 }
 
-/// Decides of every matrix, in the order of their ids.
+/// Matrices that training left on a 4-bit grid.
+pub(super) type Lattices = BTreeMap<MatrixId, OnLattice>;
+
+/// The matrices on a 4-bit grid, of those that are to be quantized.
+pub(super) fn lattices(lowered: &Lowered, wishes: &Wishes) -> Result<Lattices, QuantizeError> {
+    let (_, stored) = plan(
+        lowered,
+        wishes,
+        &Lattices::new(),
+        &Assignment::default(),
+        "",
+    );
+    let mut lattices = Lattices::new();
+    for (id, (matrix, stored)) in lowered.parts.matrices.iter().zip(&stored).enumerate() {
+        if let Fate::Quantize(_) = stored.fate {
+            lattices.extend(on_lattice(matrix)?.map(|found| (id, found)));
+        }
+    }
+    Ok(lattices)
+}
+
+/// Decides of every matrix, in the order of their ids. What lies on a 4-bit grid is kept there.
 pub(super) fn plan(
     lowered: &Lowered,
     wishes: &Wishes,
+    lattices: &Lattices,
     assignment: &Assignment,
     method: &'static str,
 ) -> (Plan, Vec<Stored>) {
@@ -40,6 +64,13 @@ pub(super) fn plan(
                 && usual != *code
             {
                 (fate, reason) = (Fate::Quantize(*code), Reason::WorthItsBytes);
+            }
+            let mut method = method;
+            if let (Fate::Quantize(code), Some(found)) = (fate, lattices.get(&id)) {
+                // Both hold it as it is.
+                let code = if code == Code::Int8 { code } else { Code::Int4 };
+                (fate, reason) = (Fate::Quantize(code), Reason::OnLattice(*found));
+                method = KeepLattice.name();
             }
             planned(matrix, kind, fate, reason, method)
         })

@@ -22,8 +22,9 @@ use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
-use crate::plan::{Code, Plan};
+use crate::plan::Plan;
 use crate::quantize::{Gptq, Quantizer, RoundToNearest, Shelf};
+use formats::Assignment;
 use niwaki_bundle::graph::Output;
 use niwaki_bundle::write::BundleWriter;
 use optimize::{Optimizer, Outcome};
@@ -196,11 +197,15 @@ pub fn build_from(
     let mut model = OnnxModel::open(graph)?;
     model.inline_functions()?;
     let mut lowered = lowered(&model, export, &options.wishes)?;
-    let plan = formats::plan(&lowered, &options.wishes, &Default::default(), "").0;
+    if options.chooses_formats() {
+        lower::split_values(&mut lowered);
+    }
+    let lattices = formats::lattices(&lowered, &options.wishes)?;
+    let base = Assignment::default();
+    let plan = formats::plan(&lowered, &options.wishes, &lattices, &base, "").0;
     let mut options = options.clone();
     if options.quantizers.is_empty() {
-        let four_bits = [Code::Int4, Code::Codebook4];
-        options.quantizers = match four_bits.iter().any(|code| plan.quantizes_to(*code)) {
+        options.quantizers = match plan.rounds_to_four_bits() {
             true => &[&Gptq::USUAL],
             false => &[&RoundToNearest],
         };
@@ -209,25 +214,19 @@ pub fn build_from(
     // A model that predicts no tokens writes no text either.
     let is_silent =
         matches!(options.text, Text::Own { .. }) && lowered.graph.output(Output::LOGITS).is_none();
-    if !options.calibrates() || !plan.quantizes() || is_silent {
-        return write(
-            export,
-            &lowered,
-            output,
-            options,
-            None,
-            Outcome::default(),
-            progress,
-        );
-    }
-    if options.chooses_formats() {
-        lower::split_values(&mut lowered);
+    if !options.calibrates() || !plan.rounds() || is_silent {
+        let outcome = Outcome {
+            lattices,
+            ..Outcome::default()
+        };
+        return write(export, &lowered, output, options, None, outcome, progress);
     }
     let scratch = tempfile::tempdir().map_err(BuildError::Scratch)?;
     let mut optimizer = Optimizer {
         export,
         lowered: &lowered,
         options,
+        lattices: &lattices,
         shelf: None,
         scratch: scratch.path(),
     };
@@ -298,15 +297,21 @@ fn write(
         quality,
         tried,
         text,
+        lattices,
     } = outcome;
     let quantizer = *quantizers
         .get(assignment.quantizer)
         .ok_or(BuildError::NoQuantizer)?;
-    let (mut plan, stored) = formats::plan(lowered, wishes, &assignment, quantizer.name());
+    let (mut plan, stored) =
+        formats::plan(lowered, wishes, &lattices, &assignment, quantizer.name());
     // Lowering and planning have read some matrices, and lowering has computed much that is not needed any more.
     release_all();
     give_back_freed();
-    let source = optimize::Source { quantizer, shelf };
+    let source = optimize::Source {
+        quantizer,
+        lattices: &lattices,
+        shelf,
+    };
     let mut writer = BundleWriter::create(output)?;
     let total: u64 = plan.matrices.iter().map(|matrix| matrix.weights()).sum();
     let mut done = 0u64;

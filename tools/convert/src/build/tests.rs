@@ -206,3 +206,73 @@ fn an_export_without_tokenizer_and_configuration_says_so() {
         "{missing}"
     );
 }
+
+/// The demo model with every projection moved to the nearest point of a 4-bit grid, in floats.
+fn on_a_grid(folder: &Path) {
+    let model = OnnxModel::open(&Export::open(&demo()).unwrap().model).unwrap();
+    let mut proto = model.proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    for tensor in &mut graph.initializer {
+        // Products are by [inputs, outputs].
+        let [inputs, outputs] = tensor.dims[..] else {
+            continue;
+        };
+        let (inputs, outputs) = (inputs as usize, outputs as usize);
+        if inputs > 1000 {
+            continue;
+        }
+        let bytes = tensor.raw_data.clone().unwrap();
+        let mut values: Vec<f32> = bytes
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+            .collect();
+        for output in 0..outputs {
+            for first in (0..inputs).step_by(32) {
+                let at = |input: usize| input * outputs + output;
+                let block = first..(first + 32).min(inputs);
+                let largest = block.clone().map(|input| values[at(input)].abs());
+                let scale = half::f16::from_f32(largest.fold(0.0, f32::max) / 7.0).to_f32();
+                for input in block {
+                    let value = &mut values[at(input)];
+                    *value = (*value / scale).round_ties_even().clamp(-8.0, 7.0) * scale;
+                }
+            }
+        }
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        tensor.raw_data = Some(bytes.into());
+    }
+    let model = model.derive(proto).unwrap();
+    write_model(&model, &folder.join("model.onnx"), WeightLocation::Inline).unwrap();
+    std::fs::copy(demo().join("config.json"), folder.join("config.json")).unwrap();
+}
+
+#[test]
+fn what_training_left_on_a_grid_is_kept_to_the_last_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    on_a_grid(folder.path());
+    for weights in [Weights::Codebook4, Weights::Int4, Weights::Int8] {
+        let (bundle, built) = built(folder.path(), weights);
+        let (exact, _) = self::built(folder.path(), Weights::F32);
+        let kept = built.plan.matrices.iter().enumerate().skip(1);
+        for (id, matrix) in kept {
+            assert_eq!(matrix.method, "kept codes", "{}", matrix.name);
+            assert!(
+                matrix
+                    .reason
+                    .to_string()
+                    .starts_with("trained for 4 bits: "),
+                "{}",
+                matrix.reason
+            );
+            let (mut row, mut expected) = (vec![0.0; matrix.columns], vec![0.0; matrix.columns]);
+            for index in [0, matrix.rows / 2, matrix.rows - 1] {
+                bundle.matrix(id).unwrap().read_row(index, &mut row);
+                exact.matrix(id).unwrap().read_row(index, &mut expected);
+                assert_eq!(row, expected, "{}", matrix.name);
+            }
+        }
+    }
+}

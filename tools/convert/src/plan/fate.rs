@@ -1,6 +1,7 @@
 //! The rules: what becomes of a matrix, and why.
 
 use super::{Code, MatrixKind, Weights, Wishes};
+use crate::quantize::OnLattice;
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
@@ -38,6 +39,8 @@ pub enum Reason {
     LeftByTheExport,
     /// What a text tells of it is worth the bytes of a better format.
     WorthItsBytes,
+    /// Training left it on a 4-bit grid: so many of its blocks.
+    OnLattice(OnLattice),
     /// Some weights are too small, or too large, for the usual scales.
     OutOfReach,
     /// Positions are added to every token as they are.
@@ -61,6 +64,12 @@ impl fmt::Display for Reason {
             }
             Reason::WorthItsBytes => {
                 f.write_str("measured: what it gains there is worth its bytes")
+            }
+            Reason::OnLattice(OnLattice { blocks, of }) => {
+                write!(
+                    f,
+                    "trained for 4 bits: {blocks} of {of} blocks lie on a grid"
+                )
             }
             Reason::OutOfReach => f.write_str("blocks of it are out of reach of 16-bit scales"),
             Reason::Positions => f.write_str("positions, added to every token as they are"),

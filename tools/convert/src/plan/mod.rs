@@ -62,6 +62,11 @@ pub struct LeftNode {
 }
 
 impl PlannedMatrix {
+    fn is_rounded(&self) -> bool {
+        let on_lattice = matches!(self.reason, Reason::OnLattice(_));
+        matches!(self.fate, Fate::Quantize(_)) && !on_lattice
+    }
+
     /// Number of weights.
     pub fn weights(&self) -> u64 {
         self.rows as u64 * self.columns as u64
@@ -91,6 +96,19 @@ impl Plan {
         fates
             .into_iter()
             .any(|fate| matches!(fate, Fate::Quantize(_)))
+    }
+
+    /// Whether any matrix is rounded: quantized, and not on a 4-bit grid already.
+    pub fn rounds(&self) -> bool {
+        self.matrices.iter().any(PlannedMatrix::is_rounded)
+    }
+
+    /// Whether any matrix is rounded to 4 bits.
+    pub fn rounds_to_four_bits(&self) -> bool {
+        let rounded = self.matrices.iter().filter(|matrix| matrix.is_rounded());
+        rounded
+            .into_iter()
+            .any(|matrix| matches!(matrix.fate, Fate::Quantize(code) if code.bits() == 4))
     }
 
     /// Whether any matrix becomes something else than what the export stores.

@@ -116,7 +116,7 @@ pub(super) fn quantize(
 }
 
 /// Rows of finite weights.
-fn read(weights: &dyn FloatRows, rows: Range<usize>) -> Result<Vec<f32>, QuantizeError> {
+pub(super) fn read(weights: &dyn FloatRows, rows: Range<usize>) -> Result<Vec<f32>, QuantizeError> {
     let columns = weights.columns();
     let mut values = vec![0.0; rows.len() * columns];
     weights.read(rows.clone(), &mut values)?;

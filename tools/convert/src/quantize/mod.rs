@@ -2,6 +2,7 @@
 //!
 //! - `quantizer`: what a quantizer is; `rtn`: round to nearest; `search`: the scale with the least error; `gptq`: error
 //!   feedback
+//! - `lattice`: weights that training left on a 4-bit grid stay what they are
 //! - `shelf`: quantized matrices on disk, so that work that was stopped can go on
 //! - what they share: `matrix`: a matrix row by row, `levels`: the values that codes stand for, `scale`: the search,
 //!   `codebook_fit`: the values of a matrix's codebook, `cholesky`: how errors are fed back
@@ -15,6 +16,7 @@ mod candidates;
 pub(crate) mod cholesky;
 mod codebook_fit;
 mod gptq;
+mod lattice;
 mod levels;
 mod matrix;
 mod nodes;
@@ -32,6 +34,7 @@ mod tests;
 
 pub use crate::plan::Code;
 pub use gptq::Gptq;
+pub use lattice::{KeepLattice, OnLattice, on_lattice};
 pub use quantizer::{
     QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target, quantize_in_reach,
 };

@@ -2,7 +2,10 @@
 
 use super::candidates::{Candidate, Use};
 use super::operators::{pack_gather_row, pack_matmul_row};
-use super::{BLOCK, Code, QuantizeError, Quantizer, ScaleGrid, Target, quantize_in_reach};
+use super::{
+    BLOCK, Code, KeepLattice, QuantizeError, Quantizer, ScaleGrid, Target, on_lattice,
+    quantize_in_reach,
+};
 use crate::onnx::FloatRows;
 use crate::onnx::{
     DataType, Spool,
@@ -153,6 +156,10 @@ impl Store {
             ScaleGrid::F16
         };
         let target = Target { code, grid };
+        let quantizer = match on_lattice(rows)? {
+            Some(_) => &KeepLattice,
+            None => quantizer,
+        };
         let quantized = match data_type {
             // Its scales are f32 as well.
             DataType::Float => quantize_in_reach(quantizer, rows, None, target)?.0,

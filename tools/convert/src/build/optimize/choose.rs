@@ -181,6 +181,10 @@ fn cut(optimizer: &Optimizer<'_>, base: &Assignment) -> Vec<Group> {
         let Fate::Quantize(Code::Int4 | Code::Codebook4) = stored.fate else {
             continue;
         };
+        // More bits would not make it any nearer.
+        if optimizer.lattices.contains_key(&id) {
+            continue;
+        }
         let layer = layer_of.get(&id).copied().unwrap_or(0);
         let part = if layer * 6 < layers {
             PARTS[0]

@@ -12,7 +12,7 @@ mod tests;
 
 pub use measure::Quality;
 
-use super::formats::{self, Assignment, of_code};
+use super::formats::{self, Assignment, Lattices, of_code};
 use super::pack::Stored;
 use super::{BuildError, BuildOptions, Phase, Text, WINDOW_TOKENS, Weights, manifest};
 use crate::calibrate::{
@@ -22,7 +22,7 @@ use crate::calibrate::{
 use crate::export::Export;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{Code, Fate, Plan};
-use crate::quantize::{QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach};
+use crate::quantize::{KeepLattice, QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach};
 use measure::Measure;
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
@@ -61,6 +61,8 @@ pub(super) struct Outcome {
     pub(super) tried: Vec<Tried>,
     /// Where the text came from, if the build itself got it.
     pub(super) text: Option<String>,
+    /// Matrices that are kept on their 4-bit grid.
+    pub(super) lattices: Lattices,
 }
 
 /// A build on its way.
@@ -68,6 +70,7 @@ pub(super) struct Optimizer<'a> {
     pub(super) export: &'a Export,
     pub(super) lowered: &'a Lowered,
     pub(super) options: &'a BuildOptions<'a>,
+    pub(super) lattices: &'a Lattices,
     pub(super) shelf: Option<&'a Shelf>,
     pub(super) scratch: &'a Path,
 }
@@ -75,13 +78,20 @@ pub(super) struct Optimizer<'a> {
 impl Optimizer<'_> {
     /// What each matrix becomes.
     fn plan(&self, assignment: &Assignment) -> (Plan, Vec<Stored>) {
-        formats::plan(self.lowered, &self.options.wishes, assignment, "")
+        formats::plan(
+            self.lowered,
+            &self.options.wishes,
+            self.lattices,
+            assignment,
+            "",
+        )
     }
 
     /// Writes the bundle of an assignment, and says how large it is.
     fn write(&self, path: &Path, assignment: &Assignment) -> Result<u64, BuildError> {
         let outcome = Outcome {
             assignment: assignment.clone(),
+            lattices: self.lattices.clone(),
             ..Outcome::default()
         };
         let (export, lowered, options) = (self.export, self.lowered, self.options);
@@ -157,7 +167,9 @@ impl Optimizer<'_> {
         let (_, stored) = self.plan(&Assignment::default());
         let quantizers = self.options.quantizers;
         let missing = |id: MatrixId| -> Vec<(&dyn Quantizer, Target)> {
-            let Some(Fate::Quantize(code)) = stored.get(id).map(|stored| stored.fate) else {
+            let fate = stored.get(id).map(|stored| stored.fate);
+            let Some(Fate::Quantize(code)) = fate.filter(|_| !self.lattices.contains_key(&id))
+            else {
                 return vec![];
             };
             let mut codes = BTreeSet::from([code]);
@@ -230,7 +242,10 @@ impl Optimizer<'_> {
         let Some(measure) = Measure::new(self, held_out)? else {
             return match self.options.chooses_formats() {
                 true => Err(BuildError::NothingHeldOut),
-                false => Ok(Outcome::default()),
+                false => Ok(Outcome {
+                    lattices: self.lattices.clone(),
+                    ..Outcome::default()
+                }),
             };
         };
         let base = Assignment::default();
@@ -253,7 +268,8 @@ impl Optimizer<'_> {
             assignment: base,
             quality: Some(quality.clone()),
             tried,
-            text: None,
+            lattices: self.lattices.clone(),
+            ..Outcome::default()
         };
         let mut final_quality = quality.clone();
         let limit = self.options.max_perplexity_increase;
@@ -316,6 +332,7 @@ impl Optimizer<'_> {
 /// Matrices, as they are needed: from a shelf, or quantized anew.
 pub(super) struct Source<'a> {
     pub(super) quantizer: &'a dyn Quantizer,
+    pub(super) lattices: &'a Lattices,
     pub(super) shelf: Option<&'a Shelf>,
 }
 
@@ -327,6 +344,9 @@ impl Source<'_> {
         matrix: &Matrix,
         target: Target,
     ) -> Result<(QuantizedRows, Target), BuildError> {
+        if self.lattices.contains_key(&id) {
+            return Ok(quantize_in_reach(&KeepLattice, matrix, None, target)?);
+        }
         let made_by = self.quantizer.description();
         let held = |target: Target| {
             let shelf = self.shelf?;
