@@ -137,7 +137,7 @@ class Checks:
 
     def own_perplexity(self, folder, weights, text, bundle):
         """What `niwaki eval` says of the bundle that `niwaki build` makes with the same weights."""
-        build = [self.niwaki, "build", str(folder), "-o", str(bundle), "--weights", weights]
+        build = [self.niwaki, "build", str(folder), "-o", str(bundle), "--weights", weights, "--method", "rtn"]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         evaluate = [self.niwaki, "eval", str(bundle), "--text", str(text), "--window", str(WINDOW)]
         evaluate += ["--bos", "passage", "--json"]

@@ -111,7 +111,7 @@ class Models:
         elif not bundle.is_file():
             export = self._export("fp32")
             say(f"building {bundle.name} of {self.shape.name}")
-            run(self.niwaki, "build", export, "-o", bundle, "--weights", weights)
+            run(self.niwaki, "build", export, "-o", bundle, "--weights", weights, "--method", "rtn")
         return bundle
 
     def gguf(self, weights):

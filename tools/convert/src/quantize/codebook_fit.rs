@@ -1,5 +1,6 @@
 //! The 16 values that suit the weights of one matrix best.
 
+use super::BLOCK;
 use super::levels::{Block, Levels};
 use super::scale::{Factors, best_scale};
 use niwaki_kernels::Codebook;
@@ -12,6 +13,9 @@ const BEGINNING: [i8; 16] = [
 
 const STEPS: usize = 12;
 
+/// A matrix with more zeros than this was pruned.
+const PRUNED_SHARE: f64 = 0.05;
+
 /// Blocks that are fitted together before the sums are added up, so that the number of threads changes no bit.
 const CHUNK_BLOCKS: usize = 256;
 
@@ -22,8 +26,11 @@ pub(super) struct Sample {
 }
 
 /// Fits a codebook by Lloyd's iteration: blocks get the best scales for the values, then each value moves to the weighted
-/// mean of the weights, over their scales, that it stands for.
+/// mean of the weights, over their scales, that it stands for. Where weights were pruned, one of the values is zero.
 pub(super) fn fit(samples: &[Sample]) -> Codebook {
+    let weights = samples.iter().flat_map(|sample| sample.weights);
+    let zeros = weights.filter(|weight| *weight == 0.0).count();
+    let is_pruned = zeros as f64 > PRUNED_SHARE * (samples.len() * BLOCK) as f64;
     let mut values = BEGINNING;
     for _ in 0..STEPS {
         let levels = Levels::table(values);
@@ -50,6 +57,10 @@ pub(super) fn fit(samples: &[Sample]) -> Codebook {
             values = means.map(|mean| (mean * (127.0 / largest)).round_ties_even() as i8);
         }
         values.sort_unstable();
+        if is_pruned && let Some(least) = values.iter_mut().min_by_key(|value| value.unsigned_abs())
+        {
+            *least = 0;
+        }
     }
     codebook(values)
 }

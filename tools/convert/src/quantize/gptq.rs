@@ -174,6 +174,12 @@ impl Task {
                 for (scaled, inverse) in scaled.iter_mut().zip(inverse) {
                     *scaled *= inverse;
                 }
+                // What was pruned makes up for nothing: it stays zero.
+                for (scaled, weight) in scaled.iter_mut().zip(weights[position]) {
+                    if weight == 0.0 {
+                        *scaled = 0.0;
+                    }
+                }
                 let levels = self.levels.nearest(&scaled);
                 let error = &mut errors[position];
                 for lane in 0..LANES {

@@ -179,6 +179,33 @@ fn without_statistics_every_method_gives_something_near() {
 }
 
 #[test]
+fn pruned_weights_stay_zero() {
+    let columns = 96;
+    let statistics = statistics(columns, &rows(columns, 200));
+    let mut weights = noise(64 * columns, 13);
+    for (at, weight) in weights.iter_mut().enumerate() {
+        if at * 7 % 3 == 0 {
+            *weight = 0.0;
+        }
+    }
+    let matrix = Floats::new("w", columns, weights.clone());
+    for quantizer in [&ScaleSearch as &dyn Quantizer, &Gptq::USUAL] {
+        for code in CODES {
+            let quantized = quantizer
+                .quantize(&matrix, Some(&statistics), target(code))
+                .unwrap();
+            for (weight, value) in weights.iter().zip(values(&quantized, columns)) {
+                assert!(
+                    *weight != 0.0 || value == 0.0,
+                    "{}, {code:?}",
+                    quantizer.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_text_that_drives_nothing_is_no_reason_to_fail() {
     let columns = 64;
     let statistics = statistics(columns, &vec![0.0; columns * 10]);
