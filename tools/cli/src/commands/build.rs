@@ -86,7 +86,10 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
             let engine = EngineArgs::default();
             let pruned = prune_file(&args.export, &model, method, &args.amount, &engine)?;
             let built = stage(&args.export, &args.output, |output, progress| {
-                let export = Export::open(&args.export)?;
+                let mut export = Export::open(&args.export)?;
+                if let Some(removed) = pruned.removed() {
+                    removed.describe_in(&mut export);
+                }
                 build_from(
                     &export,
                     &model,

@@ -1,4 +1,4 @@
-//! `niwaki prune`: ONNX to ONNX with the least important weights set to zero.
+//! `niwaki prune`: ONNX to ONNX without the least important weights, or parts.
 
 use super::error::CommandError;
 use super::eval::read_text;
@@ -12,19 +12,27 @@ use niwaki_convert::evaluate::{Beginnings, Cut, Subject, TokenStream, evaluate};
 use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
-use niwaki_convert::prune::{Pattern, PruneError, PruneOptions, PruneReport, prune_model};
+use niwaki_convert::prune::structure::{Part, RemoveOptions, RemoveReport, Removed, remove_parts};
+use niwaki_convert::prune::{self, Pattern, PruneError, PruneOptions, PruneReport, prune_model};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Set the least important weights of an ONNX model to zero.
+/// Set the least important weights of an ONNX model to zero, or take whole parts out of it.
 ///
-/// The projections inside the decoder's layers are pruned; embeddings and the output head are not. The result is
-/// standard ONNX with the same tensors, so every tool that takes the input takes the output. Prune before
+/// The projections inside a decoder's layers are pruned; embeddings and the output head are not. Of any other model
+/// all matrix products and convolutions are, but what gives its results; by magnitude, since nothing can be measured in it.
+/// The result is standard ONNX with the same tensors, so every tool that takes the input takes the output. Prune before
 /// quantizing.
+///
+/// The methods ffn-channels, heads and layers make tensors smaller instead, and the model faster: the least important channels,
+/// key/value heads with their query heads, or layers go, and what stays is fitted to do without on the calibration text. The
+/// output's folder then gets the configuration that fits, tokenizer and settings too.
 #[derive(Args)]
 pub(super) struct PruneArgs {
     /// The model to read; its external data, configuration and tokenizer are found beside it.
@@ -54,20 +62,69 @@ pub(super) struct PruneArgs {
 pub(super) enum Method {
     /// Magnitude times the norm of the input it meets, on a calibration text (Sun et al., 2024).
     Wanda,
-    /// Magnitude alone; needs no text.
+    /// What going costs if the weights that stay take over, which they do, on a calibration text (SparseGPT: Frantar &
+    /// Alistarh, 2023).
+    #[value(name = "sparsegpt")]
+    SparseGpt,
+    /// Magnitude alone; needs no text, and takes any model.
     Magnitude,
+    /// Channels of the feed-forward go, as many in every layer; those that matter least on the calibration text.
+    FfnChannels,
+    /// Key/value heads go with the query heads that read them, as many in every layer; in exports whose attention is one
+    /// operator, as those of onnxruntime-genai.
+    Heads,
+    /// Layers go, those whose output is most like their input (Men et al., 2024).
+    Layers,
+}
+
+/// What a method does.
+enum Deed {
+    /// It sets weights to zero.
+    Zeros(prune::Method),
+    /// It takes parts out.
+    Parts(Part),
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Wanda => "wanda",
+            Method::SparseGpt => "sparsegpt",
+            Method::Magnitude => "magnitude",
+            Method::FfnChannels => "ffn-channels",
+            Method::Heads => "heads",
+            Method::Layers => "layers",
+        }
+    }
+
+    fn deed(self) -> Deed {
+        match self {
+            Method::Wanda => Deed::Zeros(prune::Method::Wanda),
+            Method::SparseGpt => Deed::Zeros(prune::Method::SparseGpt),
+            Method::Magnitude => Deed::Zeros(prune::Method::Magnitude),
+            Method::FfnChannels => Deed::Parts(Part::FfnChannels),
+            Method::Heads => Deed::Parts(Part::Heads),
+            Method::Layers => Deed::Parts(Part::Layers),
+        }
+    }
+
+    /// Whether it measures on a text.
+    fn measures(self) -> bool {
+        !matches!(self, Method::Magnitude)
+    }
 }
 
 /// How much is pruned, and on which text importance is measured.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PruneAmount {
-    /// Share of the weights that become zero, above 0 and below 1; 0.5 if nothing is said.
+    /// Share of the weights that become zero, or of the channels, heads or layers that go, above 0 and below 1. If nothing is
+    /// said, 0.5 of weights and 0.1 of parts.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     sparsity: Option<f64>,
     /// Keep M of every N weights along the input instead, as in 2:4.
     #[arg(long, value_name = "M:N", conflicts_with = "sparsity")]
     keep: Option<Kept>,
-    /// UTF-8 text like those the model will see: wanda measures on it.
+    /// UTF-8 text like those the model will see: all methods but magnitude measure on it.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Tokens of the calibration text that are used, 8192 if nothing is said. Memory grows with them: one row of the
@@ -79,7 +136,10 @@ pub(super) struct PruneAmount {
 /// Half of the weights.
 const DEFAULT_SPARSITY: f64 = 0.5;
 
-/// Tokens that wanda measures on.
+/// A tenth of the parts.
+const DEFAULT_SHARE: f64 = 0.1;
+
+/// Tokens that are measured on.
 const DEFAULT_CALIBRATION_TOKENS: usize = 8192;
 
 /// Tokens that see each other in calibration and evaluation.
@@ -116,14 +176,18 @@ fn share(text: &str) -> Result<f64, String> {
 impl PruneAmount {
     /// For a bundle's provenance: `wanda 0.5`, `magnitude 2:4`.
     pub(super) fn describe(&self, method: Method) -> String {
-        let method = match method {
-            Method::Wanda => "wanda",
-            Method::Magnitude => "magnitude",
-        };
+        let name = method.name();
         match self.keep {
-            Some(Kept { kept, of }) => format!("{method} {kept}:{of}"),
-            None => format!("{method} {}", self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
+            Some(Kept { kept, of }) => format!("{name} {kept}:{of}"),
+            None => format!("{name} {}", self.share(method)),
         }
+    }
+
+    fn share(&self, method: Method) -> f64 {
+        self.sparsity.unwrap_or(match method.deed() {
+            Deed::Zeros(_) => DEFAULT_SPARSITY,
+            Deed::Parts(_) => DEFAULT_SHARE,
+        })
     }
 
     /// Whether anything was said.
@@ -140,10 +204,10 @@ impl PruneAmount {
             .map_or(DEFAULT_CALIBRATION_TOKENS, NonZeroUsize::get)
     }
 
-    fn pattern(&self) -> Pattern {
+    fn pattern(&self, method: Method) -> Pattern {
         match self.keep {
             Some(Kept { kept, of }) => Pattern::OfConsecutive { kept, of },
-            None => Pattern::Unstructured(self.sparsity.unwrap_or(DEFAULT_SPARSITY)),
+            None => Pattern::Unstructured(self.share(method)),
         }
     }
 }
@@ -153,12 +217,25 @@ impl PruneAmount {
 pub(super) struct Pruned {
     /// Method and amount, as provenances tell it: `wanda 0.5`.
     by: String,
-    weights: u64,
-    zeros: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<CalibrationUsed>,
     #[serde(flatten)]
-    report: PruneReport,
+    outcome: Outcome,
+}
+
+/// What came of it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    /// Weights are zero.
+    Zeros {
+        weights: u64,
+        zeros: u64,
+        #[serde(flatten)]
+        report: PruneReport,
+    },
+    /// Parts are gone.
+    Parts(RemoveReport),
 }
 
 /// What a method measured on.
@@ -236,47 +313,122 @@ pub(super) fn prune_file(
 
     give_back_large_blocks();
     let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
-    let sequences = match method {
-        Method::Magnitude if amount.names_calibration() => {
-            return Err(CommandError::UnusedCalibration);
+    let folder = output.parent().unwrap_or(Path::new(""));
+    if let Deed::Parts(_) = method.deed() {
+        if amount.keep.is_some() {
+            return Err(CommandError::KeepOfParts {
+                method: method.name(),
+            });
         }
-        Method::Magnitude => None,
-        Method::Wanda => Some(calibration_tokens(&export, input, amount)?),
+        if export.is_in(folder) {
+            return Err(CommandError::OtherConfiguration {
+                folder: folder.to_owned(),
+            });
+        }
+    }
+    let sequences = match method.measures() {
+        false if amount.names_calibration() => return Err(CommandError::UnusedCalibration),
+        false => None,
+        true => Some(calibration_tokens(&export, input, method, amount)?),
     };
-    let options = PruneOptions {
-        pattern: amount.pattern(),
-        calibration: sequences.as_deref().map(|sequences| Calibration {
-            sequences,
-            scratch: scratch.path(),
-            threads: engine.threads(),
-        }),
-    };
+    let calibration = sequences.as_deref().map(|sequences| Calibration {
+        sequences,
+        scratch: scratch.path(),
+        threads: engine.threads(),
+    });
     let staging = Staging::new(output).map_err(CommandError::write(output))?;
     let progress = Progress::share("pruning");
     let model = OnnxModel::open(&export.model).map_err(|error| failed(error.into()))?;
-    let (pruned, report) = prune_model(&model, &export.facts(), &options, &mut |share| {
-        progress.at(share)
-    })
-    .map_err(failed)?;
+    let facts = export.facts();
+    let mut tell = |share| progress.at(share);
+    let (pruned, outcome) = match (method.deed(), calibration) {
+        (Deed::Parts(part), Some(calibration)) => {
+            let options = RemoveOptions {
+                part,
+                share: amount.share(method),
+                calibration,
+            };
+            let (pruned, report) =
+                remove_parts(&model, &facts, &options, &mut tell).map_err(failed)?;
+            (pruned, Outcome::Parts(report))
+        }
+        (Deed::Parts(_), None) => {
+            return Err(CommandError::NoCalibration {
+                method: method.name(),
+            });
+        }
+        (Deed::Zeros(by), calibration) => {
+            let options = PruneOptions {
+                pattern: amount.pattern(method),
+                method: by,
+                calibration,
+            };
+            let (pruned, report) =
+                prune_model(&model, &facts, &options, &mut tell).map_err(failed)?;
+            let (weights, zeros) = report.weights_and_zeros();
+            (
+                pruned,
+                Outcome::Zeros {
+                    weights,
+                    zeros,
+                    report,
+                },
+            )
+        }
+    };
     write_model(&pruned, &staging.path(), WeightLocation::Automatic)
         .map_err(|error| failed(error.into()))?;
+    if let Outcome::Parts(report) = &outcome {
+        let mut export = export;
+        report.removed.describe_in(&mut export);
+        write_companions(&export, &staging.path()).map_err(CommandError::write(output))?;
+    }
     // The mapped input may be the file that the output replaces.
     drop((pruned, model));
     staging.publish().map_err(CommandError::write(output))?;
-    let tokens = options.calibration.map(|calibration| calibration.tokens());
-    Ok(Pruned::new(report, method, amount, tokens))
+    let tokens = calibration.map(|calibration| calibration.tokens());
+    Ok(Pruned::new(outcome, method, amount, tokens))
+}
+
+/// Writes what lies beside a model: its configuration as it is in memory, and copies of the other files.
+fn write_companions(export: &Export, model: &Path) -> io::Result<()> {
+    let mut genai = export.genai_config.clone();
+    if let (Some(name), Some(filename)) = (
+        model.file_name(),
+        genai.pointer_mut("/model/decoder/filename"),
+    ) {
+        *filename = name.to_string_lossy().into();
+    }
+    for (name, value) in [
+        ("config.json", &export.config),
+        ("genai_config.json", &genai),
+    ] {
+        if !value.is_null() {
+            let text = serde_json::to_string_pretty(value)?;
+            fs::write(model.with_file_name(name), text + "\n")?;
+        }
+    }
+    for file in export.companion_files() {
+        if let Some(name) = file.file_name() {
+            fs::copy(&file, model.with_file_name(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// The calibration text in windows.
 fn calibration_tokens(
     export: &Export,
     input: &Path,
+    method: Method,
     amount: &PruneAmount,
 ) -> Result<Vec<Vec<u32>>, CommandError> {
     let path = amount
         .calibration
         .as_deref()
-        .ok_or(CommandError::NoCalibration)?;
+        .ok_or(CommandError::NoCalibration {
+            method: method.name(),
+        })?;
     let text = read_text(path)?;
     let encode = |source| CommandError::Encode {
         path: input.to_owned(),
@@ -331,6 +483,13 @@ fn measure(args: &PruneArgs, text: &Path) -> Result<Perplexities, CommandError> 
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    let own = args.output.parent().unwrap_or(Path::new("."));
+    let folder = match args.method.deed() {
+        Deed::Zeros(_) => folder,
+        // What was taken out changes the configuration.
+        Deed::Parts(_) if own.as_os_str().is_empty() => Path::new("."),
+        Deed::Parts(_) => own,
+    };
     let after = model::open_beside(&args.output, folder, &args.engine)?;
     Ok(Perplexities {
         before: first,
@@ -340,32 +499,39 @@ fn measure(args: &PruneArgs, text: &Path) -> Result<Perplexities, CommandError> 
 
 impl Pruned {
     fn new(
-        report: PruneReport,
+        outcome: Outcome,
         method: Method,
         amount: &PruneAmount,
         tokens: Option<usize>,
     ) -> Pruned {
-        let (weights, zeros) = report.weights_and_zeros();
         let calibration = amount.calibration.clone().zip(tokens);
         Pruned {
             by: amount.describe(method),
-            weights,
-            zeros,
             calibration: calibration.map(|(text, tokens)| CalibrationUsed {
                 text,
                 tokens,
                 asked_for: Some(amount.wanted_tokens()).filter(|asked| *asked > tokens),
             }),
-            report,
+            outcome,
+        }
+    }
+
+    /// The parts that went, which a configuration has to say.
+    pub(super) fn removed(&self) -> Option<&Removed> {
+        match &self.outcome {
+            Outcome::Zeros { .. } => None,
+            Outcome::Parts(report) => Some(&report.removed),
         }
     }
 
     /// For a bundle's provenance: what was really done.
     pub(super) fn provenance(&self) -> BTreeMap<String, String> {
-        let (pruned, left) = (self.report.pruned.len(), self.report.left.len());
-        let prune = match left {
-            0 => self.by.clone(),
-            left => format!("{}, {pruned} of {} matrices", self.by, pruned + left),
+        let prune = match &self.outcome {
+            Outcome::Zeros { report, .. } => match (report.pruned.len(), report.left.len()) {
+                (_, 0) => self.by.clone(),
+                (pruned, left) => format!("{}, {pruned} of {} matrices", self.by, pruned + left),
+            },
+            Outcome::Parts(report) => format!("{}: {}", self.by, went(&report.removed)),
         };
         let mut options = BTreeMap::from([("prune".to_owned(), prune)]);
         if let Some(CalibrationUsed { text, tokens, .. }) = &self.calibration {
@@ -379,17 +545,55 @@ impl Pruned {
     }
 }
 
+/// What went, in words: `1376 of 1536 channels stay in each layer`.
+fn went(removed: &Removed) -> String {
+    match removed {
+        Removed::FfnChannels { before, after } => {
+            format!("{after} of {before} channels stay in each layer")
+        }
+        Removed::Heads { before, after, .. } => {
+            format!("{after} of {before} key/value heads stay in each layer")
+        }
+        Removed::Layers { before, removed } => {
+            let layers: Vec<String> = removed.iter().map(usize::to_string).collect();
+            let what = if layers.len() == 1 { "layer" } else { "layers" };
+            format!(
+                "{what} {} of {before} went, counted from 0",
+                layers.join(", ")
+            )
+        }
+    }
+}
+
 impl fmt::Display for Pruned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "pruned {} of {} weights in {} matrices ({}) by {}",
-            terminal::count(self.zeros),
-            terminal::count(self.weights),
-            self.report.pruned.len(),
-            share_of(self.zeros, self.weights),
-            self.by,
-        )?;
+        match &self.outcome {
+            Outcome::Zeros {
+                weights,
+                zeros,
+                report,
+            } => writeln!(
+                f,
+                "pruned {} of {} weights in {} matrices ({}) by {}",
+                terminal::count(*zeros),
+                terminal::count(*weights),
+                report.pruned.len(),
+                share_of(*zeros, *weights),
+                self.by,
+            )?,
+            Outcome::Parts(report) => {
+                writeln!(f, "pruned by {}: {}", self.by, went(&report.removed))?;
+                let gone = report.weights_before.saturating_sub(report.weights_after);
+                writeln!(
+                    f,
+                    "{} of {} weights inside the layers went ({}), {} projections were fitted to what stayed",
+                    terminal::count(gone),
+                    terminal::count(report.weights_before),
+                    share_of(gone, report.weights_before),
+                    report.fitted,
+                )?;
+            }
+        }
         if let Some(used) = &self.calibration {
             write!(
                 f,
@@ -403,7 +607,16 @@ impl fmt::Display for Pruned {
             }
             writeln!(f)?;
         }
-        write!(f, "{}", plan::left(&self.report.left))
+        match &self.outcome {
+            Outcome::Zeros { report, .. } => {
+                write!(f, "{}", plan::left(&report.left))?;
+                for note in &report.notes {
+                    writeln!(f, "note: {note}")?;
+                }
+                Ok(())
+            }
+            Outcome::Parts(report) => write!(f, "{}", plan::left(&report.left)),
+        }
     }
 }
 
@@ -413,17 +626,19 @@ fn share_of(part: u64, whole: u64) -> String {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(["matrix", "shape", "zeros", "error"]);
-        for matrix in &self.pruned.report.pruned {
-            let weights = (matrix.rows * matrix.columns) as u64;
-            table.row([
-                matrix.node.clone(),
-                format!("{} x {}", matrix.rows, matrix.columns),
-                share_of(matrix.zeros, weights),
-                format!("{:.3}", matrix.relative_error),
-            ]);
+        if let Outcome::Zeros { report, .. } = &self.pruned.outcome {
+            let mut table = Table::new(["matrix", "shape", "zeros", "error"]);
+            for matrix in &report.pruned {
+                let weights = (matrix.rows * matrix.columns) as u64;
+                table.row([
+                    matrix.node.clone(),
+                    format!("{} x {}", matrix.rows, matrix.columns),
+                    share_of(matrix.zeros, weights),
+                    format!("{:.3}", matrix.relative_error),
+                ]);
+            }
+            writeln!(f, "{table}")?;
         }
-        writeln!(f, "{table}")?;
         writeln!(f, "{}", self.output.display())?;
         write!(f, "{}", self.pruned)?;
         if let Some(Perplexities { before, after }) = self.perplexity {
@@ -460,10 +675,16 @@ mod tests {
         };
         let mut report = PruneReport {
             pruned: vec![matrix],
-            left: vec![],
+            ..PruneReport::default()
         };
         let told = |report: &PruneReport| {
-            let pruned = Pruned::new(report.clone(), Method::Wanda, &amount, Some(99));
+            let (weights, zeros) = report.weights_and_zeros();
+            let outcome = Outcome::Zeros {
+                weights,
+                zeros,
+                report: report.clone(),
+            };
+            let pruned = Pruned::new(outcome, Method::Wanda, &amount, Some(99));
             (pruned.provenance(), pruned.to_string())
         };
         let (provenance, text) = told(&report);

@@ -2,7 +2,7 @@
 //!
 //! - `pieces`: the graph, cut where one value carries everything on, which is the residual stream between two layers
 //! - `piece_bundle`: a piece as a small bundle with float weights, which the engine maps and runs
-//! - `pass`: the text through one piece after the other
+//! - `pass`: the text through one piece after the other; `side_by_side`: and through what becomes of the model beside it
 //! - `observer`: what is kept of the rows that a matrix is multiplied with; `square_sums`, `gram`, `ranges` and `samples`
 //!   are the ones there are, `statistics` is any of them together
 //!
@@ -16,6 +16,7 @@ mod piece_bundle;
 mod pieces;
 mod ranges;
 mod samples;
+mod side_by_side;
 mod square_sums;
 mod statistics;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use observer::{MatrixInput, Observer};
 pub use pass::{Follow, Pass, RUN_TOKENS, Replacements};
 pub use ranges::Ranges;
 pub use samples::Samples;
+pub use side_by_side::{SideBySide, WantedRows, stream_similarities};
 pub use square_sums::SquareSums;
 pub use statistics::{Statistics, Wanted};
 
