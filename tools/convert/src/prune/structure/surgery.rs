@@ -327,7 +327,7 @@ impl<'m> Surgery<'m> {
                     | "Swish"
                     | "Tanh"
             )
-            || ["BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasSplitGelu"][..4]
+            || ["BiasGelu", "FastGelu", "Gelu", "QuickGelu"]
                 .iter()
                 .any(|operator| node.is_microsoft(operator));
         let turns = node.is_microsoft("RotaryEmbedding");
@@ -440,18 +440,15 @@ impl<'m> Surgery<'m> {
             .map(|index| self.shrunk.get(node.input_name(index)?).cloned())
             .collect();
         let joined = node.input_name(1).is_none();
-        let extra = if grouped {
-            7..node.input.len()
-        } else {
-            3..node.input.len()
-        };
-        // Biases, masks and sinks of heads would lose some too. The caches of angles have none.
-        let odd = extra.clone().any(|index| {
-            let angles = grouped && matches!(index, 7..=9);
-            let cache = !grouped && matches!(index, 6 | 7);
-            !angles && !cache && node.input_name(index).is_some() && !(!grouped && index == 4)
+        // Biases, masks and sinks of single heads would lose some too. Lengths, caches and angles have none.
+        let of_heads = (3..node.input.len()).any(|index| {
+            let harmless = match grouped {
+                true => index <= 9,
+                false => matches!(index, 4 | 6 | 7),
+            };
+            !harmless && node.input_name(index).is_some()
         });
-        if odd {
+        if of_heads {
             return Err(cannot(node, "it has inputs of single heads").into());
         }
         if heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0 {
