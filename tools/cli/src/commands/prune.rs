@@ -68,7 +68,8 @@ pub(super) enum Method {
     SparseGpt,
     /// Magnitude alone; needs no text, and takes any model.
     Magnitude,
-    /// Channels of the feed-forward go, as many in every layer; those that matter least on the calibration text.
+    /// Channels of the feed-forward go, those that others can take over from best on the calibration text; more in layers where
+    /// that costs less.
     FfnChannels,
     /// Key/value heads go with the query heads that read them, as many in every layer; in exports whose attention is one
     /// operator, as those of onnxruntime-genai.
@@ -549,7 +550,13 @@ impl Pruned {
 fn went(removed: &Removed) -> String {
     match removed {
         Removed::FfnChannels { before, after } => {
-            format!("{after} of {before} channels stay in each layer")
+            let (least, most) = (after.iter().min(), after.iter().max());
+            let (least, most) = (least.unwrap_or(before), most.unwrap_or(before));
+            let stay = match least == most {
+                true => least.to_string(),
+                false => format!("{least} to {most}"),
+            };
+            format!("{stay} of {before} channels stay in each layer")
         }
         Removed::Heads { before, after, .. } => {
             format!("{after} of {before} key/value heads stay in each layer")

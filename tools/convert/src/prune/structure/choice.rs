@@ -30,44 +30,57 @@ pub(super) fn choose(
 ) -> Option<Choice> {
     let order = half.parts * half.columns_per_part;
     let rows = weights.len().checked_div(order)?;
-    if rows == 0 {
-        return None;
-    }
-    let mut columns = vec![0.0; order * rows];
-    columns
-        .par_chunks_mut(rows)
-        .enumerate()
-        .for_each(|(column, values)| {
-            for (value, row) in values.iter_mut().zip(weights.chunks(order)) {
-                *value = f64::from(row[column]);
-            }
-        });
-    let mut parts: Vec<usize> = (0..half.parts).collect();
-    if kept < parts.len() {
-        let mut removal = Removal {
-            half,
-            order,
-            rows,
-            inverse: damped(order, gram)?.inverse(),
-            columns,
-        };
-        while parts.len() > kept {
-            let costs: Vec<Option<f64>> =
-                parts.par_iter().map(|part| removal.cost(*part)).collect();
-            let known = costs.iter().enumerate();
-            let known = known.filter_map(|(at, cost)| Some((at, (*cost)?)));
-            let (at, _) = known.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-            let part = parts.remove(at);
-            removal.remove(part, &parts)?;
+    let (parts, columns) = if kept < half.parts {
+        let mut removal = Removal::begin(half, gram, weights)?;
+        while removal.parts.len() > kept {
+            removal.remove_least()?;
         }
-        columns = removal.columns;
-    }
+        (removal.parts, removal.columns)
+    } else {
+        ((0..half.parts).collect(), by_column(weights, order))
+    };
     let staying = half.columns_of(&parts).into_iter();
     let columns = staying.flat_map(|column| columns[column * rows..][..rows].to_vec());
     Some(Choice {
         columns: columns.collect(),
         parts,
     })
+}
+
+/// How much the outputs change in all when so many parts at a time go, one time after the other, `times` times. `None` as for
+/// [`choose`].
+pub(super) fn costs(
+    half: &Half,
+    gram: impl Fn(usize, usize) -> f64 + Sync,
+    weights: &[f32],
+    at_a_time: usize,
+    times: usize,
+) -> Option<Vec<f64>> {
+    let mut removal = Removal::begin(half, gram, weights)?;
+    let mut cost = 0.0;
+    (0..times)
+        .map(|_| {
+            for _ in 0..at_a_time {
+                cost += removal.remove_least()?;
+            }
+            Some(cost)
+        })
+        .collect()
+}
+
+/// Row-major weights column after column.
+fn by_column(weights: &[f32], order: usize) -> Vec<f64> {
+    let rows = weights.len().checked_div(order).unwrap_or(0);
+    let mut columns = vec![0.0; order * rows];
+    columns
+        .par_chunks_mut(rows.max(1))
+        .enumerate()
+        .for_each(|(column, values)| {
+            for (value, row) in values.iter_mut().zip(weights.chunks(order)) {
+                *value = f64::from(row[column]);
+            }
+        });
+    columns
 }
 
 fn damped(order: usize, gram: impl Fn(usize, usize) -> f64 + Sync) -> Option<Cholesky> {
@@ -89,6 +102,8 @@ fn damped(order: usize, gram: impl Fn(usize, usize) -> f64 + Sync) -> Option<Cho
 /// Columns that go part by part.
 struct Removal<'a> {
     half: &'a Half,
+    /// Parts that stay, in order.
+    parts: Vec<usize>,
     order: usize,
     rows: usize,
     /// Of the Gram matrix of what stays; what lies in rows and columns that went has no meaning.
@@ -97,7 +112,38 @@ struct Removal<'a> {
     columns: Vec<f64>,
 }
 
-impl Removal<'_> {
+impl<'a> Removal<'a> {
+    fn begin(
+        half: &'a Half,
+        gram: impl Fn(usize, usize) -> f64 + Sync,
+        weights: &[f32],
+    ) -> Option<Removal<'a>> {
+        let order = half.parts * half.columns_per_part;
+        let rows = weights.len().checked_div(order)?;
+        if rows == 0 {
+            return None;
+        }
+        Some(Removal {
+            half,
+            parts: (0..half.parts).collect(),
+            order,
+            rows,
+            inverse: damped(order, gram)?.inverse(),
+            columns: by_column(weights, order),
+        })
+    }
+
+    /// Takes out the part that costs least, and says how much.
+    fn remove_least(&mut self) -> Option<f64> {
+        let costs: Vec<Option<f64>> = self.parts.par_iter().map(|part| self.cost(*part)).collect();
+        let known = costs.iter().enumerate();
+        let known = known.filter_map(|(at, cost)| Some((at, (*cost)?)));
+        let (at, least) = known.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        let part = self.parts.remove(at);
+        self.remove(part)?;
+        Some(least)
+    }
+
     fn column(&self, column: usize) -> &[f64] {
         &self.columns[column * self.rows..][..self.rows]
     }
@@ -130,8 +176,8 @@ impl Removal<'_> {
         Some(costs.sum())
     }
 
-    /// Takes a part out and lets `staying` take over.
-    fn remove(&mut self, part: usize, staying: &[usize]) -> Option<()> {
+    /// Lets those that stay take over from a part.
+    fn remove(&mut self, part: usize) -> Option<()> {
         let (order, rows) = (self.order, self.rows);
         let columns = self.half.columns(part);
         let size = columns.len();
@@ -151,7 +197,7 @@ impl Removal<'_> {
             .collect();
         block.solve_rows(&mut factors);
         let mut stays = vec![false; order];
-        for column in self.half.columns_of(staying) {
+        for column in self.half.columns_of(&self.parts) {
             stays[column] = true;
         }
         let of_columns = self
@@ -248,6 +294,16 @@ mod tests {
                 "{own}: {given}, {expected}"
             );
         }
+    }
+
+    #[test]
+    fn each_time_costs_more_than_the_one_before() {
+        let costs = costs(&half(1), gram, &weights(), 2, 5).unwrap();
+        let each = costs.iter().scan(0.0, |before, cost| {
+            Some(*cost - std::mem::replace(before, *cost))
+        });
+        assert_eq!(costs.len(), 5);
+        assert!(each.collect::<Vec<f64>>().is_sorted());
     }
 
     #[test]

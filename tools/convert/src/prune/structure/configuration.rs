@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "part", rename_all = "snake_case")]
 pub enum Removed {
-    /// Channels of the feed-forward, in every layer.
+    /// Channels of the feed-forward.
     FfnChannels {
-        /// How many there were.
+        /// How many there were in every layer.
         before: usize,
-        /// How many there are.
-        after: usize,
+        /// How many there are in each layer.
+        after: Vec<usize>,
     },
     /// Key/value heads with the query heads that read them, in every layer.
     Heads {
@@ -53,7 +53,17 @@ impl Removed {
     fn change_config(&self, config: &mut Map<String, Value>) {
         match self {
             Removed::FfnChannels { after, .. } => {
-                set(config, &["intermediate_size", "n_inner", "ffn_dim"], *after);
+                // Layers of several sizes are a list, as in configurations that know such.
+                let same = after.windows(2).all(|pair| pair[0] == pair[1]);
+                let sizes = match after.first() {
+                    Some(size) if same => json!(size),
+                    _ => json!(after),
+                };
+                for name in ["intermediate_size", "n_inner", "ffn_dim"] {
+                    if let Some(field) = config.get_mut(name).filter(|field| field.is_number()) {
+                        *field = sizes.clone();
+                    }
+                }
             }
             Removed::Heads {
                 after,
@@ -128,10 +138,18 @@ mod tests {
     fn a_configuration_says_what_is_there_now() {
         let channels = described(&Removed::FfnChannels {
             before: 1536,
-            after: 1376,
+            after: vec![1376; 3],
         });
         assert_eq!(channels.config["intermediate_size"], 1376);
         assert_eq!(channels.config["hidden_size"], 576);
+        let channels = described(&Removed::FfnChannels {
+            before: 1536,
+            after: vec![1376, 1408, 1536],
+        });
+        assert_eq!(
+            channels.config["intermediate_size"],
+            json!([1376, 1408, 1536])
+        );
 
         let heads = described(&Removed::Heads {
             before: 3,

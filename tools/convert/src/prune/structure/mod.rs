@@ -27,7 +27,7 @@ use super::PruneError;
 use super::measure::{Origin, UpdatedRows, round};
 use super::products::{Reads, weighted};
 use crate::calibrate::{Calibration, MatrixInput, Replacements, SideBySide, stream_similarities};
-use crate::lower::{Lowered, ModelFacts, Rounding, lower};
+use crate::lower::{Lowered, Matrix, ModelFacts, Rounding, lower};
 use crate::memory::give_back_freed;
 use crate::onnx::{DataType, FloatRows, OnnxModel, release_all};
 use crate::plan::{LeftNode, MatrixKind, kinds};
@@ -45,7 +45,7 @@ const CHANNELS: usize = 32;
 /// What is taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Channels of the feed-forward: as many in every layer.
+    /// Channels of the feed-forward: more in layers where they matter less.
     FfnChannels,
     /// Key/value heads with the query heads that read them: as many in every layer.
     Heads,
@@ -176,8 +176,8 @@ struct Plan {
 
 /// How much stays of a half.
 enum Kept {
-    /// So many channels of every feed-forward.
-    Channels(usize),
+    /// So many channels of the feed-forwards, by the index of the half.
+    Channels(BTreeMap<usize, usize>),
     /// So many key/value heads of every attention.
     Heads(usize),
     /// All of those that are not in layers that go: the indices of the halves that do.
@@ -209,14 +209,32 @@ impl Plan {
                 } else {
                     1
                 };
-                let after = staying(before / unit, options.share) * unit;
-                if after == before {
-                    return Err(too_little(&format!("a block of {unit} channels"), before));
+                let layers = of_kind(false).len();
+                let all = layers * (before / unit);
+                let count = all - staying(all, options.share);
+                if count == 0 {
+                    return Err(too_little(
+                        &format!("a block of {unit} channels"),
+                        layers * before,
+                    ));
                 }
-                (
-                    Removed::FfnChannels { before, after },
-                    Kept::Channels(after),
-                )
+                // A layer loses at most three times its share, and never all.
+                let most = (3.0 * options.share * (before / unit) as f64).ceil() as usize;
+                let most = most.clamp(1, (before / unit).saturating_sub(1).max(1));
+                let costs = channel_costs(
+                    lowered,
+                    &halves,
+                    options.calibration,
+                    (unit, most),
+                    progress,
+                )?;
+                let blocks = cheapest(&costs, count);
+                let kept: BTreeMap<usize, usize> = blocks
+                    .into_iter()
+                    .map(|(half, blocks)| (half, before - blocks * unit))
+                    .collect();
+                let after = kept.values().copied().collect();
+                (Removed::FfnChannels { before, after }, Kept::Channels(kept))
             }
             Part::Heads => {
                 let attentions = of_kind(true);
@@ -265,8 +283,10 @@ impl Plan {
     fn staying(&self, index: usize) -> Option<usize> {
         let half = &self.halves[index];
         match (&self.kept, half.kind) {
-            (Kept::Channels(kept), HalfKind::FeedForward)
-            | (Kept::Heads(kept), HalfKind::Attention { .. }) => Some(*kept),
+            (Kept::Channels(kept), HalfKind::FeedForward) => {
+                Some(kept.get(&index).copied().unwrap_or(half.parts))
+            }
+            (Kept::Heads(kept), HalfKind::Attention { .. }) => Some(*kept),
             (Kept::AllBut(gone), _) if gone.contains(&index) => None,
             _ => Some(half.parts),
         }
@@ -322,6 +342,79 @@ fn parts_of(lowered: &Lowered, halves: &[&Half], kind: MatrixKind) -> Result<usi
         return Err(CannotRemove::new(name, reason).into());
     }
     Ok(first.parts)
+}
+
+/// What it costs when so many channels at a time go from a feed-forward, at most so many times, by the index of the half.
+fn channel_costs(
+    lowered: &Lowered,
+    halves: &[Half],
+    calibration: Calibration<'_>,
+    (at_a_time, times): (usize, usize),
+    progress: &mut (dyn FnMut(f64) + Send),
+) -> Result<BTreeMap<usize, Vec<f64>>, PruneError> {
+    let index_of: BTreeMap<MatrixId, usize> = halves
+        .iter()
+        .enumerate()
+        .filter(|(_, half)| half.kind == HalfKind::FeedForward)
+        .map(|(index, half)| (half.matrix, index))
+        .collect();
+    let matrices: BTreeSet<MatrixId> = index_of.keys().copied().collect();
+    let mut all = BTreeMap::new();
+    let pass = SideBySide {
+        lowered,
+        calibration,
+        matrices: &matrices,
+    };
+    pass.run(
+        |input, wanted| Moments::new(input, wanted, None),
+        |seen| {
+            for (input, moments) in seen {
+                let index = index_of[&input.matrix];
+                let matrix = &lowered.parts.matrices[input.matrix];
+                let weights = read_finite(matrix)?;
+                let costs = moments.costs(&halves[index], &weights, at_a_time, times);
+                let costs = costs.ok_or_else(|| PruneError::NotPositive {
+                    matrix: matrix.name.clone(),
+                })?;
+                all.insert(index, costs);
+            }
+            Ok::<_, PruneError>(Replacements::new())
+        },
+        &mut |share| progress(0.4 * share),
+    )?;
+    Ok(all)
+}
+
+/// How often channels go from each half, `count` times in all, where it costs least. `costs` are those of all times so far.
+fn cheapest(costs: &BTreeMap<usize, Vec<f64>>, count: usize) -> BTreeMap<usize, usize> {
+    let mut times: BTreeMap<usize, usize> = costs.keys().map(|half| (*half, 0)).collect();
+    for _ in 0..count {
+        let next = costs.iter().filter_map(|(half, costs)| {
+            let done = times[half];
+            let before = if done == 0 { 0.0 } else { costs[done - 1] };
+            Some((*half, costs.get(done)? - before))
+        });
+        let Some((half, _)) = next.min_by(|(_, a), (_, b)| a.total_cmp(b)) else {
+            break;
+        };
+        times.entry(half).and_modify(|times| *times += 1);
+    }
+    times
+}
+
+/// All weights of a matrix, row-major.
+fn read_finite(matrix: &Matrix) -> Result<Vec<f32>, PruneError> {
+    let (rows, columns) = (matrix.rows(), matrix.cols());
+    let mut weights = vec![0.0; rows * columns];
+    matrix.read(0..rows, &mut weights)?;
+    matrix.release(0..rows);
+    match weights.iter().position(|weight| !weight.is_finite()) {
+        None => Ok(weights),
+        Some(at) => Err(PruneError::NotFinite {
+            matrix: matrix.name.clone(),
+            row: at / columns.max(1),
+        }),
+    }
 }
 
 /// The stretches of the graph that layers are: an attention and a feed-forward after it, each joined to the stream.
@@ -440,16 +533,8 @@ fn fit(
                 let index = index_of[&input.matrix];
                 let half = &halves[index];
                 let matrix = &lowered.parts.matrices[half.matrix];
-                let (rows, columns) = (matrix.rows(), matrix.cols());
-                let mut weights = vec![0.0; rows * columns];
-                matrix.read(0..rows, &mut weights)?;
-                matrix.release(0..rows);
-                if let Some(at) = weights.iter().position(|weight| !weight.is_finite()) {
-                    return Err(PruneError::NotFinite {
-                        matrix: matrix.name.clone(),
-                        row: at / columns.max(1),
-                    });
-                }
+                let columns = matrix.cols();
+                let mut weights = read_finite(matrix)?;
                 let Some(staying) = plan.staying(index) else {
                     let nothing =
                         UpdatedRows::of(&matrix.name, columns, &vec![0.0; weights.len()])?;
@@ -487,7 +572,8 @@ fn fit(
         },
         &mut |share| match plan.kept {
             Kept::AllBut(_) => progress((1.0 + 3.0 * share) / 4.0),
-            _ => progress(share),
+            Kept::Channels(_) => progress(0.4 + 0.6 * share),
+            Kept::Heads(_) => progress(share),
         },
     )?;
     Ok(fitted)

@@ -1,6 +1,6 @@
 //! The projection that reads what stays, fitted to do without what went.
 
-use super::choice::choose;
+use super::choice::{choose, costs};
 use super::halves::Half;
 use crate::calibrate::{Gram, MatrixInput, Observer, WantedRows};
 use crate::prune::PruneError;
@@ -71,6 +71,17 @@ impl Moments {
             parts: choice.parts,
             weights: fitted.into_iter().map(|weight| weight as f32).collect(),
         })
+    }
+
+    /// How much the outputs change in all when so many parts at a time go, for each token and output; `times` times.
+    pub(super) fn costs(
+        &self,
+        half: &Half,
+        weights: &[f32],
+        at_a_time: usize,
+        times: usize,
+    ) -> Option<Vec<f64>> {
+        costs(half, |i, j| self.gram.at(i, j), weights, at_a_time, times)
     }
 
     /// Changes weights by the `d` of the least `|target - (w + d) x|^2 + damping |d|^2`.

@@ -264,42 +264,51 @@ fn dims(model: &OnnxModel, name: &str) -> Vec<usize> {
 fn channels_go_from_what_computes_them_and_from_what_reads_them() {
     for packed in [false, true] {
         let (after, report) = remove(&genai(packed), &facts(), Part::FfnChannels, 0.25).unwrap();
-        assert_eq!(
-            report.removed,
-            Removed::FfnChannels {
-                before: 24,
-                after: 18
-            }
-        );
+        let Removed::FfnChannels {
+            before: FFN,
+            after: kept,
+        } = &report.removed
+        else {
+            panic!("{:?}", report.removed);
+        };
+        let gone = FFN * LAYERS - kept.iter().sum::<usize>();
+        assert_eq!((kept.len(), gone), (LAYERS, FFN * LAYERS / 4));
         assert_eq!(report.fitted, 2 * LAYERS);
         assert_eq!(
             report.weights_before - report.weights_after,
-            (3 * 6 * HIDDEN * LAYERS) as u64
+            (3 * gone * HIDDEN) as u64
         );
-        for layer in 0..LAYERS {
+        for (layer, kept) in kept.iter().enumerate() {
             assert_eq!(
                 dims(&after, &format!("layer{layer}/down.weight")),
-                [18, HIDDEN]
+                [*kept, HIDDEN]
             );
             if packed {
                 let both = dims(&after, &format!("layer{layer}/gate_up.weight"));
-                assert_eq!(both, [HIDDEN, 36]);
+                assert_eq!(both, [HIDDEN, 2 * kept]);
             } else {
                 for name in ["gate", "up"] {
                     let weight = format!("layer{layer}/{name}.weight");
-                    assert_eq!(dims(&after, &weight), [HIDDEN, 18]);
+                    assert_eq!(dims(&after, &weight), [HIDDEN, *kept]);
                 }
             }
         }
         let lowered = lowered(&after, KV_HEADS);
-        let gates = lowered
-            .graph
-            .nodes
-            .iter()
-            .filter(|node| matches!(node.op, Op::Gate { .. }));
-        assert!(gates.clone().all(|gate| gate.width == 18));
-        assert_eq!(gates.count(), LAYERS);
+        let nodes = lowered.graph.nodes.iter();
+        let gates = nodes.filter(|node| matches!(node.op, Op::Gate { .. }));
+        assert!(gates.map(|gate| &gate.width).eq(kept));
     }
+}
+
+#[test]
+fn channels_go_where_they_cost_least() {
+    let costs = [
+        (1, vec![1.0, 2.0, 9.0]),
+        (3, vec![5.0, 50.0, 500.0]),
+        (5, vec![0.5, 3.0, 3.5]),
+    ];
+    let times = super::cheapest(&costs.into(), 5);
+    assert_eq!(times, [(1, 2), (3, 0), (5, 3)].into());
 }
 
 #[test]
@@ -406,12 +415,13 @@ fn demo() -> (OnnxModel, ModelFacts) {
 fn channels_and_layers_go_from_an_export_that_spells_attention_out_and_heads_are_refused() {
     let (model, facts) = demo();
     let (_, report) = remove(&model, &facts, Part::FfnChannels, 0.1).unwrap();
+    let Removed::FfnChannels { before: 512, after } = &report.removed else {
+        panic!("{:?}", report.removed);
+    };
+    // A tenth of 6 layers' 16 blocks.
     assert_eq!(
-        report.removed,
-        Removed::FfnChannels {
-            before: 512,
-            after: 448
-        }
+        after.iter().map(|kept| (512 - kept) / 32).sum::<usize>(),
+        10
     );
     let (after, report) = remove(&model, &facts, Part::Layers, 0.2).unwrap();
     assert!(matches!(&report.removed, Removed::Layers { removed, .. } if removed.len() == 1));
