@@ -547,7 +547,7 @@ fn taking_layers_out_writes_a_whole_export_elsewhere() {
     niwaki!("build", folder.path(), "-o", &bundle)
         .assert()
         .success();
-    niwaki!("run", &bundle, "-p", "Once upon a time", "-n", "4")
+    niwaki!("run", &bundle, "Once upon a time", "--max-new-tokens", "4")
         .assert()
         .success();
 }
