@@ -1,6 +1,7 @@
 //! Whether a rewritten model lowers to what was meant.
 
-use super::{CannotRemove, Fitted, Kept, Plan, rows_that_go};
+use super::plan::{Kept, Plan};
+use super::{CannotRemove, Fitted, rows_that_go};
 use crate::lower::{Lowered, ModelFacts, Rounding, lower};
 use crate::onnx::{FloatRows, OnnxModel};
 use crate::prune::PruneError;

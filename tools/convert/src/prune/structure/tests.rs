@@ -307,7 +307,7 @@ fn channels_go_where_they_cost_least() {
         (3, vec![5.0, 50.0, 500.0]),
         (5, vec![0.5, 3.0, 3.5]),
     ];
-    let times = super::cheapest(&costs.into(), 5);
+    let times = super::plan::cheapest(&costs.into(), 5);
     assert_eq!(times, [(1, 2), (3, 0), (5, 3)].into());
 }
 
