@@ -437,7 +437,7 @@ fn channels_and_layers_go_from_an_export_that_spells_attention_out_and_heads_are
 #[test]
 fn too_little_is_an_error() {
     for (part, share) in [
-        (Part::FfnChannels, 0.01),
+        (Part::FfnChannels, 0.001),
         (Part::Heads, 0.1),
         (Part::Layers, 0.1),
     ] {
