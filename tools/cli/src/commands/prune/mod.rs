@@ -20,6 +20,7 @@ use niwaki_convert::prune::structure::{Part, RemoveOptions, remove_parts};
 use niwaki_convert::prune::{self, Pattern, PruneError, PruneOptions, prune_model};
 use report::{Outcome, Perplexities, Summary};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
@@ -131,8 +132,8 @@ pub(super) struct PruneAmount {
     /// UTF-8 text like those the model will see: all methods but magnitude measure on it.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Tokens of the calibration text that are used, 8192 if nothing is said. Memory grows with them: one row of the
-    /// model's width each.
+    /// Tokens of the calibration text that are used, from all over it; 8192 if nothing is said. Memory grows with them: one
+    /// row of the model's width each, and for parts three.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<NonZeroUsize>,
 }
@@ -365,7 +366,7 @@ fn write_companions(export: &Export, model: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The calibration text in windows.
+/// Windows of the calibration text.
 fn calibration_tokens(
     export: &Export,
     input: &Path,
@@ -390,16 +391,19 @@ fn calibration_tokens(
     let beginnings = Beginnings::of(&tokenizer).map_err(encode)?;
     let stream = TokenStream::encode(&text, &tokenizer, beginnings).map_err(encode)?;
     let context = export.facts().context_tokens.unwrap_or(WINDOW_TOKENS);
+    let window = WINDOW_TOKENS.min(context).max(1);
+    let windows = stream.windows(&Cut::every(window));
+    // From all over the text: its beginning is about one thing.
+    let there = windows.len();
+    let taken = amount.wanted_tokens().div_ceil(window).min(there);
+    let places: BTreeSet<usize> = (0..taken).map(|index| index * there / taken).collect();
     let mut left = amount.wanted_tokens();
     let mut sequences = vec![];
-    for window in stream.windows(&Cut::every(WINDOW_TOKENS.min(context))) {
+    for (_, window) in windows.enumerate().filter(|(at, _)| places.contains(at)) {
         let mut inputs = window.inputs;
         inputs.truncate(left);
         left -= inputs.len();
         sequences.push(inputs);
-        if left == 0 {
-            break;
-        }
     }
     Ok(sequences)
 }
