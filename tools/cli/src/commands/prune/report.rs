@@ -189,7 +189,7 @@ impl fmt::Display for Pruned {
                 }
                 Ok(())
             }
-            Outcome::Parts(report) => write!(f, "{}", plan::left(&report.left)),
+            Outcome::Parts(_) => Ok(()),
         }
     }
 }

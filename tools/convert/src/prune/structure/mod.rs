@@ -31,7 +31,7 @@ use crate::calibrate::{Calibration, MatrixInput, Replacements, SideBySide};
 use crate::lower::{Lowered, ModelFacts, Rounding, lower};
 use crate::memory::give_back_freed;
 use crate::onnx::{DataType, FloatRows, OnnxModel, release_all};
-use crate::plan::{LeftNode, kinds};
+use crate::plan::kinds;
 use layers::LayerNodes;
 use niwaki_bundle::graph::{MatrixId, Op};
 use plan::{Kept, Plan, read_finite};
@@ -76,8 +76,6 @@ pub struct RemoveReport {
     pub weights_after: u64,
     /// Projections that were fitted to what stayed.
     pub fitted: usize,
-    /// Those that were not, and why.
-    pub left: Vec<LeftNode>,
 }
 
 /// An export is not of a form that can be rewritten.
@@ -135,7 +133,6 @@ pub fn remove_parts(
         weights_before: weights(&lowered),
         weights_after: weights(&after),
         fitted: fitted.rows.len(),
-        left: fitted.left.clone(),
     };
     Ok((cut, report))
 }
@@ -173,7 +170,6 @@ struct Fitted {
     rows: BTreeMap<usize, UpdatedRows>,
     /// Parts that stay, by the index of the half; all of them where nothing is said.
     kept: BTreeMap<usize, Vec<usize>>,
-    left: Vec<LeftNode>,
 }
 
 /// Chooses the parts that go and fits what reads the others, layer by layer.
@@ -194,7 +190,6 @@ fn fit(
     let mut fitted = Fitted {
         rows: BTreeMap::new(),
         kept: BTreeMap::new(),
-        left: vec![],
     };
     let bias = |input: MatrixInput| {
         let half = &halves[index_of[&input.matrix]];
