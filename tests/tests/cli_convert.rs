@@ -373,6 +373,38 @@ fn a_calibration_that_nothing_measures_on_is_refused() {
 }
 
 #[test]
+fn parts_are_not_taken_out_beside_the_model_or_by_a_pattern() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.onnx");
+    let model = demo_export().join("model.onnx");
+    let layers = ["--method", "layers", "--calibration"];
+    let beside = demo_export().join("out.onnx");
+    let error = refused(
+        niwaki!("prune", &model, "-o", &beside)
+            .args(layers)
+            .arg(calibration()),
+    );
+    assert!(error.contains("write it into another folder"), "{error}");
+    let error = refused(
+        niwaki!("prune", &model, "-o", &output, "--keep", "2:4")
+            .args(layers)
+            .arg(calibration()),
+    );
+    assert!(error.contains("sets no weights to zero"), "{error}");
+    let error = refused(&mut niwaki!(
+        "prune", &model, "-o", &output, "--method", "layers"
+    ));
+    assert!(error.contains("layers needs a text"), "{error}");
+    let error = refused(
+        niwaki!("prune", &model, "-o", &output, "--sparsity", "0.01")
+            .args(layers)
+            .arg(calibration()),
+    );
+    assert!(error.contains("less than half a layer of 6"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn what_a_pruning_measured_on_is_said_and_claimed_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("model.niwaki");

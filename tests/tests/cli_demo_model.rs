@@ -492,6 +492,70 @@ fn a_pruned_build_says_so_and_has_zeros_where_the_unpruned_has_none() {
 }
 
 #[test]
+fn a_build_without_channels_is_smaller_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("pruned.niwaki");
+    let text = demo_export()
+        .parent()
+        .unwrap()
+        .join("texts/calibration.txt");
+    niwaki!(
+        "build",
+        demo_export(),
+        "-o",
+        &bundle,
+        "--prune",
+        "ffn-channels"
+    )
+    .arg("--calibration")
+    .arg(&text)
+    .args(["--calibration-tokens", "512", "--sparsity", "0.2"])
+    .assert()
+    .success();
+    let inspected = json(&mut niwaki!("inspect", &bundle));
+    let claimed = &inspected["manifest"]["provenance"]["options"]["prune"];
+    let claimed = claimed.as_str().unwrap();
+    assert!(claimed.starts_with("ffn-channels 0.2: "), "{claimed}");
+    assert!(
+        claimed.ends_with(" of 512 channels stay in each layer"),
+        "{claimed}"
+    );
+    let size = |path: &PathBuf| fs::metadata(path).unwrap().len();
+    assert!(size(&bundle) < size(&int4()));
+    assert_eq!(
+        inspected["manifest"]["name"],
+        json(&mut niwaki!("inspect", int4()))["manifest"]["name"]
+    );
+}
+
+#[test]
+fn taking_layers_out_writes_a_whole_export_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model.onnx");
+    let text = demo_export()
+        .parent()
+        .unwrap()
+        .join("texts/calibration.txt");
+    let report = json(
+        niwaki!("prune", demo_export().join("model.onnx"), "-o", &output)
+            .args(["--method", "layers", "--sparsity", "0.2"])
+            .args(["--calibration-tokens", "512", "--calibration"])
+            .arg(&text),
+    );
+    assert_eq!(report["removed"]["removed"].as_array().unwrap().len(), 1);
+    let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["num_hidden_layers"], 5);
+    let bundle = folder.path().join("model.niwaki");
+    niwaki!("build", folder.path(), "-o", &bundle)
+        .assert()
+        .success();
+    niwaki!("run", &bundle, "Once upon a time", "--max-new-tokens", "4")
+        .assert()
+        .success();
+}
+
+#[test]
 fn pruning_reports_what_it_did_and_what_it_cost() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.onnx");

@@ -151,6 +151,40 @@ impl Export {
         Some(folder.file_name()?.to_string_lossy().into_owned())
     }
 
+    /// Whether its files are looked for in this folder.
+    pub fn is_in(&self, folder: &Path) -> bool {
+        let absolute = |path: &Path| {
+            let path = if path.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                path
+            };
+            std::fs::canonicalize(path).ok()
+        };
+        let folder = absolute(folder);
+        let mut folders = self.folders.iter().map(|folder| absolute(folder));
+        folder.is_some() && folders.any(|own| own == folder)
+    }
+
+    /// The files beside the model that runtimes read and that do not depend on its sizes: tokenizer, chat template, settings.
+    pub fn companion_files(&self) -> Vec<PathBuf> {
+        const NAMES: [&str; 8] = [
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "merges.txt",
+            "chat_template.jinja",
+        ];
+        let found = NAMES.iter().filter_map(|name| {
+            let mut paths = self.folders.iter().map(|folder| folder.join(name));
+            paths.find(|path| path.is_file())
+        });
+        found.collect()
+    }
+
     fn beside(folders: &[PathBuf]) -> Result<Export, ExportError> {
         let find = |name: &str| {
             folders

@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod calibrate;
+mod cholesky;
 pub mod evaluate;
 pub mod export;
 pub mod lower;

@@ -153,26 +153,27 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
             let model = scratch.path().join("model.onnx");
             let engine = EngineArgs::default();
             let mut amount = args.amount.clone();
-            if method == Method::Magnitude && args.quantizes_by_text() {
+            if !method.measures() && args.quantizes_by_text() {
                 amount.leave_out_calibration();
             }
             let pruned = prune_file(&args.export, &model, method, &amount, &engine)?;
             Some((model, pruned))
         }
     };
-    let export = Export::open(&args.export).map_err(|source| CommandError::Build {
+    let mut export = Export::open(&args.export).map_err(|source| CommandError::Build {
         path: args.export.clone(),
         source: Box::new(source.into()),
     })?;
-    let text = match args.amount.calibration {
-        Some(_) => Some(calibration_tokens(
-            &export,
-            &args.export,
-            &args.amount,
-            WINDOW_TOKENS,
-        )?),
-        None => None,
-    };
+    if let Some(removed) = pruned.as_ref().and_then(|(_, pruned)| pruned.removed()) {
+        removed.describe_in(&mut export);
+    }
+    let calibration = args.amount.calibration.as_deref();
+    let text = calibration
+        .map(|path| {
+            let tokens = args.amount.wanted_tokens();
+            calibration_tokens(&export, &args.export, path, tokens, WINDOW_TOKENS)
+        })
+        .transpose()?;
     let graph = match &pruned {
         Some((model, _)) => model,
         None => &export.model,

@@ -119,9 +119,15 @@ pub(super) enum CommandError {
     /// A text that nothing is measured on.
     #[error("nothing that was asked for measures on a text, and a calibration was given")]
     UnusedCalibration,
-    /// Wanda has nothing to measure with.
-    #[error("pruning by wanda needs a text to measure on")]
-    NoCalibration,
+    /// A pattern of zeros for parts that go.
+    #[error("--keep says how zeros lie, and pruning {method} sets no weights to zero")]
+    KeepOfParts { method: &'static str },
+    /// A model of other sizes beside the one that it was made of.
+    #[error("{} has the configuration of the model that is pruned, and the result needs another", folder.display())]
+    OtherConfiguration { folder: PathBuf },
+    /// Nothing to measure on.
+    #[error("pruning by {method} needs a text to measure on")]
+    NoCalibration { method: &'static str },
     /// The model would not run.
     #[error("{} does not run", path.display())]
     Session {
@@ -209,11 +215,13 @@ impl CommandError {
                 source: niwaki::TemplateError::Missing,
                 ..
             } => "give a template with --template FILE, or continue a text with `niwaki run`",
-            CommandError::NoCalibration => {
+            CommandError::NoCalibration { .. } => {
                 "give --calibration FILE, or prune by magnitude, which needs no text"
             }
+            CommandError::KeepOfParts { .. } => "say how much should go with --sparsity",
+            CommandError::OtherConfiguration { .. } => "write it into another folder",
             CommandError::UnusedCalibration => {
-                "leave out --calibration and --calibration-tokens, prune by wanda, or quantize by gptq"
+                "leave out --calibration and --calibration-tokens, prune by wanda or sparsegpt, or quantize by gptq"
             }
             CommandError::Quantize {
                 source:

@@ -2,7 +2,7 @@
 //!
 //! - `pieces`: the graph, cut where one value carries everything on, which is the residual stream between two layers
 //! - `piece_bundle`: a piece as a small bundle with float weights, which the engine maps and runs
-//! - `pass`: the text through one piece after the other
+//! - `pass`: the text through one piece after the other; `side_by_side`: and through what becomes of the model beside it
 //! - `observer`: what is kept of the rows that a matrix is multiplied with; `square_sums`, `gram`, `ranges` and `samples`
 //!   are the ones there are, `statistics` is any of them together
 //! - `own_text`: a text that the model writes itself
@@ -18,6 +18,7 @@ mod piece_bundle;
 mod pieces;
 mod ranges;
 mod samples;
+mod side_by_side;
 mod square_sums;
 mod statistics;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use own_text::{OwnText, own_text};
 pub use pass::{Follow, Pass, RUN_TOKENS, Replacements};
 pub use ranges::Ranges;
 pub use samples::Samples;
+pub use side_by_side::{SideBySide, WantedRows, stream_similarities};
 pub use square_sums::SquareSums;
 pub use statistics::{Statistics, Wanted};
 

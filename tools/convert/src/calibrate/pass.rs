@@ -76,21 +76,7 @@ impl Pass<'_> {
         observed: &mut dyn FnMut(Vec<(MatrixInput, O)>) -> Result<Replacements<'r>, E>,
         progress: &mut dyn FnMut(f64),
     ) -> Result<(), E> {
-        let Calibration { sequences, .. } = self.calibration;
-        let sequences: Vec<&[u32]> = sequences
-            .iter()
-            .map(Vec::as_slice)
-            .filter(|sequence| !sequence.is_empty())
-            .collect();
-        if sequences.is_empty() {
-            return Err(CalibrateError::NoTokens.into());
-        }
-        let mut text = Text {
-            calibration: self.calibration,
-            pieces,
-            sequences,
-            stream: Stream::Tokens,
-        };
+        let mut text = Text::begin(self.calibration, pieces)?;
         let products = pieces.products(self.matrices);
         let last = products.last().map(|product| product.node);
         let mut replacements = Replacements::new();
@@ -116,11 +102,7 @@ impl Pass<'_> {
                     .map(|product| Watched::new(product, &mut *observer))
                     .collect::<Result<Vec<_>, E>>()?;
                 text.run(&mut watched, end.filter(|_| !end_is_apart), &replacements)?;
-                let seen = watched.into_iter().map(|mut watched| {
-                    watched.observer.finish();
-                    (watched.input, watched.observer)
-                });
-                let new = observed(seen.collect())?;
+                let new = observed(Watched::finish(watched))?;
                 if self.follow != Follow::Original {
                     replacements.extend(new);
                 }
@@ -137,14 +119,23 @@ impl Pass<'_> {
 }
 
 /// An observer and what it looks at.
-struct Watched<O> {
+pub(super) struct Watched<O> {
     product: Product,
     input: MatrixInput,
     observer: O,
 }
 
-impl<O> Watched<O> {
-    fn new<E>(
+impl<O: Observer> Watched<O> {
+    /// What the observers of a stage saw.
+    pub(super) fn finish(watched: Vec<Watched<O>>) -> Vec<(MatrixInput, O)> {
+        let finished = watched.into_iter().map(|mut watched| {
+            watched.observer.finish();
+            (watched.input, watched.observer)
+        });
+        finished.collect()
+    }
+
+    pub(super) fn new<E>(
         product: Product,
         observer: &mut dyn FnMut(MatrixInput) -> Result<O, E>,
     ) -> Result<Watched<O>, E> {
@@ -161,7 +152,7 @@ impl<O> Watched<O> {
 }
 
 /// The text on its way through the model.
-struct Text<'a> {
+pub(super) struct Text<'a> {
     calibration: Calibration<'a>,
     pieces: &'a Pieces<'a>,
     sequences: Vec<&'a [u32]>,
@@ -176,9 +167,35 @@ enum Stream {
     Rows { node: usize, rows: Vec<f32> },
 }
 
-impl Text<'_> {
+impl<'a> Text<'a> {
+    /// The text before the first piece.
+    pub(super) fn begin(
+        calibration: Calibration<'a>,
+        pieces: &'a Pieces<'a>,
+    ) -> Result<Text<'a>, CalibrateError> {
+        let sequences = calibration.sequences.iter().map(Vec::as_slice);
+        let sequences: Vec<&[u32]> = sequences.filter(|tokens| !tokens.is_empty()).collect();
+        if sequences.is_empty() {
+            return Err(CalibrateError::NoTokens);
+        }
+        Ok(Text {
+            calibration,
+            pieces,
+            sequences,
+            stream: Stream::Tokens,
+        })
+    }
+
+    /// What the next piece begins with: the node, and its value for every token. `None` before the first piece.
+    pub(super) fn stream(&self) -> Option<(usize, &[f32])> {
+        match &self.stream {
+            Stream::Tokens => None,
+            Stream::Rows { node, rows } => Some((*node, rows)),
+        }
+    }
+
     /// Runs the text through a piece: what is watched is observed, and if there is an `end`, its value becomes the stream.
-    fn run<O: Observer>(
+    pub(super) fn run<O: Observer>(
         &mut self,
         watched: &mut [Watched<O>],
         end: Option<usize>,

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::{
     DataType, OnnxError, OnnxModel, TensorView,
     map::release,
-    proto::{GraphProto, NodeProto},
+    proto::{GraphProto, NodeProto, TensorProto},
 };
 use crate::onnx::FloatRows;
 
@@ -32,6 +32,23 @@ impl<'a> Producers<'a> {
     }
 }
 
+/// What a name stands for.
+pub(crate) enum Definition<'a> {
+    /// A stored tensor.
+    Initializer(&'a TensorProto),
+    /// What a node computes.
+    Node(&'a NodeProto),
+}
+
+/// Which constants are taken for a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MatrixShape {
+    /// Those of two dimensions.
+    TwoDimensions,
+    /// Kernels of a convolution: a row is all that one output channel is computed with, `[channels, ..]`.
+    Kernels,
+}
+
 /// A constant matrix of floats: a stored tensor, transposed and cast on its way to the node.
 pub(crate) struct Matrix {
     /// The value that holds the stored tensor: an initializer, or what a `Constant` gives.
@@ -50,24 +67,39 @@ impl Matrix {
         producers: &Producers<'_>,
         name: &str,
     ) -> Result<Option<Self>, OnnxError> {
-        let (mut name, mut transposed, mut casts) = (name, false, Vec::new());
+        let definition = |name: &str| match model.initializer(name) {
+            Some(tensor) => Some(Definition::Initializer(tensor)),
+            None => producers.get(name).map(Definition::Node),
+        };
+        Self::defined(model, definition, name, MatrixShape::TwoDimensions)
+    }
+
+    /// As [`behind`](Self::behind), where `definition` says what a name stands for: in the body of an `If`, also what the
+    /// graphs around it define.
+    pub(crate) fn defined<'a>(
+        model: &OnnxModel,
+        definition: impl Fn(&str) -> Option<Definition<'a>>,
+        name: &str,
+        shape: MatrixShape,
+    ) -> Result<Option<Self>, OnnxError> {
+        let (mut name, mut transposed, mut casts) = (name.to_owned(), false, Vec::new());
         for _ in 0..MAX_CHAIN {
-            let tensor = match (model.initializer(name), producers.get(name)) {
-                (Some(tensor), _) => tensor,
-                (None, None) => return Ok(None),
-                (None, Some(node)) => {
+            let tensor = match definition(&name) {
+                Some(Definition::Initializer(tensor)) => tensor,
+                None => return Ok(None),
+                Some(Definition::Node(node)) => {
                     match (node.op_type(), node.tensor("value"), node.input_name(0)) {
                         _ if !node.is_onnx() => return Ok(None),
                         ("Constant", Some(tensor), _) => tensor,
                         ("Identity", _, Some(input)) => {
-                            name = input;
+                            name = input.to_owned();
                             continue;
                         }
                         ("Transpose", _, Some(input))
                             if matches!(node.ints("perm"), None | Some([1, 0])) =>
                         {
                             transposed = !transposed;
-                            name = input;
+                            name = input.to_owned();
                             continue;
                         }
                         ("Cast", _, Some(input)) => {
@@ -76,25 +108,33 @@ impl Matrix {
                                 to.and_then(|code| DataType::try_from(code).ok())
                                     .unwrap_or_default(),
                             );
-                            name = input;
+                            name = input.to_owned();
                             continue;
                         }
                         _ => return Ok(None),
                     }
                 }
             };
-            if tensor.dims.len() != 2
-                || !is_float(DataType::try_from(tensor.data_type()).unwrap_or_default())
-            {
+            let fits = match shape {
+                MatrixShape::TwoDimensions => tensor.dims.len() == 2,
+                MatrixShape::Kernels => tensor.dims.len() > 2 && !transposed,
+            };
+            if !fits || !is_float(DataType::try_from(tensor.data_type()).unwrap_or_default()) {
                 return Ok(None);
             }
             if !casts.iter().copied().all(is_float) {
                 return Ok(None);
             }
             casts.reverse();
+            let mut stored = model.view(tensor)?;
+            if shape == MatrixShape::Kernels {
+                let channels = stored.dims.first().copied().unwrap_or(0);
+                let weights = stored.elements().checked_div(channels).unwrap_or(0);
+                stored.dims = vec![channels, weights];
+            }
             return Ok(Some(Self {
-                value: name.to_owned(),
-                stored: model.view(tensor)?,
+                value: name,
+                stored,
                 transposed,
                 casts,
             }));
@@ -152,6 +192,11 @@ impl ChannelRows {
             channel_axis,
             factor,
         }
+    }
+
+    /// Whether the stored tensor holds the weights of an output channel side by side.
+    pub(crate) fn channels_first(&self) -> bool {
+        self.channel_axis == 0
     }
 
     /// Where the stored tensor holds the weight from input channel `column` to output channel `row`.

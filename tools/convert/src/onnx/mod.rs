@@ -3,7 +3,7 @@
 //! - `proto`: the protobuf messages; `node` adds readers of attributes to them
 //! - `model`, `tensor`, `external`: a model on disk and its tensors, mapped and never copied
 //! - `float_rows`: float matrices read in runs of rows; `constant_matrix`: the one behind a node's input
-//! - `order`, `functions`: sorted nodes, and model-local functions inlined
+//! - `order`, `unused`, `functions`: sorted nodes, those that nothing reads dropped, and model-local functions inlined
 //! - `evaluate`: one node on given values, through tract
 //! - `write`: a model back to disk; `spool`: tensors that are made meanwhile
 
@@ -27,9 +27,10 @@ mod tensor;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod unused;
 mod write;
 
-pub(crate) use constant_matrix::{ChannelRows, Matrix, Producers};
+pub(crate) use constant_matrix::{ChannelRows, Definition, Matrix, MatrixShape, Producers};
 pub use error::OnnxError;
 pub use evaluate::evaluate_node;
 pub use float_rows::{FloatRows, Floats};
@@ -39,4 +40,5 @@ pub use order::{sorted_nodes, used_names};
 pub use proto::tensor_proto::DataType;
 pub(crate) use spool::Spool;
 pub use tensor::{TensorView, element_bits};
+pub(crate) use unused::drop_unused;
 pub use write::{WeightLocation, write_model};

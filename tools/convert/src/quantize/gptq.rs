@@ -1,6 +1,6 @@
 //! Error feedback: what rounding one column does wrong, the columns that are rounded after it make up for.
 
-use super::cholesky::Cholesky;
+use super::feedback::Feedback;
 use super::levels::{Block, Levels};
 use super::matrix::{self, Panel};
 use super::scale::{Factors, best_scale, round_scale};
@@ -66,7 +66,7 @@ impl Quantizer for Gptq {
         let attempts = (0..ATTEMPTS).map(|attempt| self.damping.max(1e-6) * 10f64.powi(attempt));
         let factor = attempts
             .into_iter()
-            .find_map(|damping| Cholesky::of(gram, &blocks.columns, damping));
+            .find_map(|damping| Feedback::of(gram, &blocks.columns, damping));
         let Some(factor) = factor else {
             return ScaleSearch.quantize(weights, statistics, target);
         };
@@ -131,7 +131,7 @@ struct Task {
     blocks: Ordered,
     /// Of the columns in their order.
     importance: Vec<f32>,
-    factor: Cholesky,
+    factor: Feedback,
 }
 
 impl Task {

@@ -5,7 +5,7 @@
 //! - `lattice`: weights that training left on a 4-bit grid stay what they are
 //! - `shelf`: quantized matrices on disk, so that work that was stopped can go on
 //! - what they share: `matrix`: a matrix row by row, `levels`: the values that codes stand for, `scale`: the search,
-//!   `codebook_fit`: the values of a matrix's codebook, `cholesky`: how errors are fed back
+//!   `codebook_fit`: the values of a matrix's codebook, `feedback`: how errors are fed back
 //! - `candidates`: the matrices of an ONNX model, and which of them can be quantized at all
 //! - `rewrite`: quantizes what the [plan](crate::plan) says and replaces nodes; `nodes`: the new ones, `store`: their
 //!   tensors, `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`
@@ -13,8 +13,8 @@
 //! A new quantizer implements [`Quantizer`]; nothing else has to change.
 
 mod candidates;
-pub(crate) mod cholesky;
 mod codebook_fit;
+mod feedback;
 mod gptq;
 mod lattice;
 mod levels;

@@ -1,15 +1,8 @@
-//! A Gram matrix as `L L^T`, from which errors are fed back.
+//! How errors are fed back: a Gram matrix's Cholesky factor, column by column.
 
 use crate::calibrate::Gram;
+use crate::cholesky::Cholesky;
 use rayon::prelude::*;
-
-/// Columns that are factored together.
-const BLOCK: usize = 64;
-/// Rows and columns of the products that are kept in registers.
-const TILE_ROWS: usize = 4;
-const TILE_COLUMNS: usize = 4;
-/// Rows that are one task.
-const BAND_ROWS: usize = 32;
 
 /// How errors in some columns are best made up for in others: the lower triangular factor `L` of the Gram matrix with its
 /// columns in another order, each column divided by its element on the diagonal.
@@ -18,17 +11,17 @@ const BAND_ROWS: usize = 32;
 /// `L_jj * (e_j + sum over i > j of e_i * unit_ij)`. So when columns are rounded from the last to the first, column `j` has
 /// to make up for that sum (LDLQ: Chee et al., 2023, who show that GPTQ does the same with the inverse).
 #[derive(Debug)]
-pub(crate) struct Cholesky {
+pub(crate) struct Feedback {
     size: usize,
     unit: Vec<f32>,
 }
 
-impl Cholesky {
+impl Feedback {
     /// Factors a Gram matrix with its columns in `order`. `damping` times the mean of the diagonal is added to the diagonal.
     /// `None` if it is not positive definite then, or there is no memory.
     ///
     /// Takes 12 bytes for each element. Uses the threads of rayon's current pool; their number changes no bit.
-    pub(crate) fn of(gram: &Gram, order: &[usize], damping: f64) -> Option<Cholesky> {
+    pub(crate) fn of(gram: &Gram, order: &[usize], damping: f64) -> Option<Feedback> {
         let size = order.len();
         let mut elements: Vec<f64> = Vec::new();
         elements.try_reserve_exact(size.checked_mul(size)?).ok()?;
@@ -44,103 +37,25 @@ impl Cholesky {
                 }
                 row[i] += damping;
             });
-        factor(&mut elements, size)?;
+        let factor = Cholesky::of(elements, size)?;
         let mut unit: Vec<f32> = Vec::new();
         unit.try_reserve_exact(size * size).ok()?;
         unit.resize(size * size, 0.0);
-        let pivots: Vec<f64> = (0..size).map(|i| elements[i * size + i]).collect();
+        let pivots: Vec<f64> = (0..size).map(|i| factor.row(i)[i]).collect();
         let rows = unit.par_chunks_mut(size.max(1)).enumerate();
         rows.for_each(|(i, row)| {
-            for (j, unit) in row[..=i].iter_mut().enumerate() {
-                *unit = (elements[i * size + j] / pivots[j]) as f32;
+            let elements = factor.row(i).iter().zip(&pivots);
+            for (unit, (element, pivot)) in row[..=i].iter_mut().zip(elements) {
+                *unit = (element / pivot) as f32;
             }
         });
-        Some(Cholesky { size, unit })
+        Some(Feedback { size, unit })
     }
 
     /// Row `i`: for each column before `i` the share of an error in column `i` that it has to make up for.
     pub(crate) fn row(&self, i: usize) -> &[f32] {
         &self.unit[i * self.size..][..i]
     }
-}
-
-/// Factors the lower triangle of a row-major square matrix in place; `None` where it is not positive definite.
-fn factor(matrix: &mut [f64], size: usize) -> Option<()> {
-    for first in (0..size).step_by(BLOCK) {
-        let end = (first + BLOCK).min(size);
-        for j in first..end {
-            for k in first..=j {
-                let products = (first..k).map(|t| matrix[j * size + t] * matrix[k * size + t]);
-                let rest = matrix[j * size + k] - products.sum::<f64>();
-                matrix[j * size + k] = if k < j {
-                    rest / matrix[k * size + k]
-                } else if rest > 0.0 && rest.is_finite() {
-                    rest.sqrt()
-                } else {
-                    return None;
-                };
-            }
-        }
-        let (above, below) = matrix.split_at_mut(end * size);
-        let corner: Vec<&[f64]> = (first..end)
-            .map(|j| &above[j * size..][first..=j])
-            .collect();
-        below.par_chunks_mut(size).for_each(|row| {
-            let row = &mut row[first..end];
-            for (j, corner) in corner.iter().enumerate() {
-                let known = row[..j].iter().zip(*corner).map(|(x, l)| x * l);
-                let known: f64 = known.sum();
-                row[j] = (row[j] - known) / corner[j];
-            }
-        });
-        subtract_products(below, size, first..end);
-    }
-    Some(())
-}
-
-/// Takes the products of the columns `panel` away from what is right of them. `rows` are those below the panel's corner.
-fn subtract_products(rows: &mut [f64], size: usize, panel: std::ops::Range<usize>) {
-    let (count, depth) = (rows.len() / size.max(1), panel.len());
-    let padded = count.next_multiple_of(TILE_COLUMNS);
-    // Transposed, so that neighbours in memory are neighbours in the result.
-    let mut turned = vec![0.0; depth * padded];
-    for (row, values) in rows.chunks_exact(size).enumerate() {
-        for (k, value) in values[panel.clone()].iter().enumerate() {
-            turned[k * padded + row] = *value;
-        }
-    }
-    let turned = &turned;
-    rows.par_chunks_mut(BAND_ROWS * size)
-        .enumerate()
-        .for_each(|(band, rows)| {
-            let mut top = band * BAND_ROWS;
-            for tile in rows.chunks_mut(TILE_ROWS * size) {
-                let height = tile.len() / size;
-                for left in (0..top + height).step_by(TILE_COLUMNS) {
-                    let mut products = [[0.0f64; TILE_COLUMNS]; TILE_ROWS];
-                    for k in 0..depth {
-                        let line = &turned[k * padded..][..padded];
-                        let columns: [f64; TILE_COLUMNS] = std::array::from_fn(|j| line[left + j]);
-                        for (i, products) in products.iter_mut().enumerate() {
-                            // Rows past the last one are not taken over.
-                            let x = line[(top + i).min(count - 1)];
-                            for (product, column) in products.iter_mut().zip(columns) {
-                                *product += x * column;
-                            }
-                        }
-                    }
-                    for (i, products) in products.iter().take(height).enumerate() {
-                        let last = (top + i + 1).min(left + TILE_COLUMNS);
-                        let columns = panel.end + left..panel.end + last.max(left);
-                        let targets = &mut tile[i * size..][columns];
-                        for (target, product) in targets.iter_mut().zip(products) {
-                            *target -= product;
-                        }
-                    }
-                }
-                top += height;
-            }
-        });
 }
 
 #[cfg(test)]
@@ -178,7 +93,7 @@ mod tests {
                 continue;
             }
             let damping = 0.01;
-            let factor = Cholesky::of(&gram, &order, damping).unwrap();
+            let factor = Feedback::of(&gram, &order, damping).unwrap();
             let mean: f64 = (0..columns).map(|i| gram.at(i, i)).sum::<f64>() / columns as f64;
             // The squared pivots follow from the diagonal.
             let unit = |i: usize, j: usize| match i.cmp(&j) {
@@ -211,7 +126,7 @@ mod tests {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             let pool = pool.build().unwrap();
-            pool.install(|| Cholesky::of(&gram, &order, 0.01).unwrap().unit)
+            pool.install(|| Feedback::of(&gram, &order, 0.01).unwrap().unit)
         };
         assert_eq!(on(1), on(3));
     }
@@ -221,7 +136,7 @@ mod tests {
         let mut gram = Gram::new(3).unwrap();
         gram.observe(&[1.0, 0.0, 2.0, 2.0, 0.0, 4.0]);
         gram.finish();
-        assert!(Cholesky::of(&gram, &[0, 1, 2], 0.0).is_none());
-        assert!(Cholesky::of(&gram, &[0, 1, 2], 0.01).is_some());
+        assert!(Feedback::of(&gram, &[0, 1, 2], 0.0).is_none());
+        assert!(Feedback::of(&gram, &[0, 1, 2], 0.01).is_some());
     }
 }
