@@ -146,8 +146,8 @@ fn wanted(
     })
 }
 
-/// How much each piece changes the stream: the mean over tokens of the cosine between what is before and behind it, for the
-/// stretches of the graph between `ends`, the nodes that end them.
+/// How much stretches of the graph change the stream: the mean over tokens of the cosine between what is before and behind
+/// each. A stretch is the node of the stream before it and the node that ends it; `None` where the graph is not cut there.
 ///
 /// # Errors
 /// [`CalibrateError`].
