@@ -161,6 +161,39 @@ fn how_keys_and_values_are_kept_concerns_the_model_and_not_its_reference() {
 }
 
 #[test]
+fn damage_is_told_apart_and_adds_up() {
+    let export = demo_export();
+    let options = [
+        "--reference",
+        export.to_str().unwrap(),
+        "--max-windows",
+        "4",
+        "--kv",
+        "i8",
+        "--split-damage",
+    ];
+    let found = eval(&int8(), &options);
+    let reference = &found["reference"];
+    let damage = &reference["damage_nats"];
+    let parts = ["weights", "activations", "cache"].map(|part| number(&damage[part]));
+    assert!(parts.iter().all(|part| *part > 0.0), "{damage}");
+    let sum: f64 = parts.iter().sum();
+    assert!(
+        (sum - number(&reference["kl_nats"]["mean"])).abs() < 1e-12,
+        "{found}"
+    );
+    // Weights of floats have none, and activations and cache are floats then.
+    let f32 = BUILT.path().join("f32.niwaki");
+    build_demo(&f32, Weights::F32).unwrap();
+    let damage = &eval(&f32, &[&options[..4], &options[6..]].concat())["reference"]["damage_nats"];
+    for part in ["weights", "activations", "cache"] {
+        assert_eq!(number(&damage[part]), 0.0, "{damage}");
+    }
+    let mut told = niwaki!("eval", int8(), "--text", demo_held_out_text());
+    assert!(stdout(told.args(options)).contains("damage      weights 0.00"));
+}
+
+#[test]
 fn one_window_gives_figures_without_errors() {
     let export = demo_export();
     let options = [

@@ -128,6 +128,12 @@ pub(super) enum CommandError {
     /// Nothing to measure on.
     #[error("pruning by {method} needs a text to measure on")]
     NoCalibration { method: &'static str },
+    /// A form of the model with float weights could not be written.
+    #[error("the model cannot be written with its weights as floats")]
+    FloatForm {
+        #[source]
+        source: niwaki_bundle::write::WriteError,
+    },
     /// The model would not run.
     #[error("{} does not run", path.display())]
     Session {

@@ -2,11 +2,15 @@
 
 use super::error::CommandError;
 use super::model::{self, EngineArgs, Model};
+use super::staging::Scratch;
 use super::{print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
+use niwaki::{Engine, KvElement, OpenOptions};
+use niwaki_bundle::Verify;
 use niwaki_convert::evaluate::{
     Beginnings, Comparison, Cut, Evaluation, Subject, TokenStream, compare, evaluate,
+    write_float_form,
 };
 use serde::Serialize;
 use std::fmt;
@@ -28,6 +32,9 @@ pub(super) struct EvalArgs {
     /// Compare with this model, which should have lost nothing: the same in f32.
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
+    /// Tell the damage of weights, of activations and of the cache of keys and values apart.
+    #[arg(long, requires = "reference")]
+    split_damage: bool,
     /// Tokens that the model sees in one window [default: 512, or the context if that is shorter].
     #[arg(long, value_name = "N")]
     window: Option<NonZeroUsize>,
@@ -104,6 +111,19 @@ struct ReferenceFigures {
     /// Share of positions with the same most likely token, 0 to 1.
     top1_agreement: f64,
     top1_agreement_standard_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damage_nats: Option<Damage>,
+}
+
+/// Where the divergence comes from: what each step adds to the mean, one after the other.
+#[derive(Clone, Copy, Serialize)]
+struct Damage {
+    /// The weights are what they were rounded to; activations and cache are floats.
+    weights: f64,
+    /// Activations are int8 as well.
+    activations: f64,
+    /// Keys and values are kept as the model keeps them.
+    cache: f64,
 }
 
 /// Kullback-Leibler divergence of the model's probabilities from the reference's, over the positions.
@@ -145,7 +165,18 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CommandError> {
             tokens: stream.tokens().len(),
         });
     }
-    let measured = measure(&model, reference.as_ref(), &stream, &cut, windows)?;
+    let steps = match args.split_damage {
+        true => Some(Steps::of(&model, &args.engine)?),
+        false => None,
+    };
+    let measured = measure(
+        &model,
+        reference.as_ref(),
+        steps.as_ref(),
+        &stream,
+        &cut,
+        windows,
+    )?;
     let mut figures = Figures::new(args, &cut, beginnings, &measured);
     for model in [Some(&model), reference.as_ref()].into_iter().flatten() {
         let notes = model.notes().iter();
@@ -183,15 +214,51 @@ impl EvalArgs {
     }
 }
 
+/// The model on the way from its floats to what it is.
+struct Steps {
+    /// Its weights as floats, activations and cache too.
+    float: Engine,
+    /// With int8 activations, and a cache of floats.
+    float_cache: Engine,
+    _scratch: Scratch,
+}
+
+impl Steps {
+    fn of(model: &Model, args: &EngineArgs) -> Result<Steps, CommandError> {
+        let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
+        let path = scratch.path().join("float.niwaki");
+        let bundle = model.engine().bundle();
+        write_float_form(bundle, &path).map_err(|source| CommandError::FloatForm { source })?;
+        let options = OpenOptions::default()
+            .with_threads(args.threads())
+            .with_verify(Verify::Structure)
+            .with_kv(KvElement::F32);
+        let failed = |source| CommandError::Open {
+            path: model.path().to_owned(),
+            source,
+        };
+        Ok(Steps {
+            float: Engine::open(&path, &options).map_err(failed)?,
+            float_cache: Engine::open(model.bundle(), &options).map_err(failed)?,
+            _scratch: scratch,
+        })
+    }
+}
+
 /// A model's predictions, and the reference's beside them if there is one.
 enum Measured {
     Alone(Evaluation),
-    Beside(PathBuf, Comparison),
+    Beside {
+        reference: PathBuf,
+        comparison: Comparison,
+        damage: Option<Damage>,
+    },
 }
 
 fn measure(
     model: &Model,
     reference: Option<&Model>,
+    steps: Option<&Steps>,
     stream: &TokenStream,
     cut: &Cut,
     windows: usize,
@@ -206,17 +273,41 @@ fn measure(
     };
     let name = reference.name();
     let beside = Subject::new(&name, reference.engine());
-    let mut comparisons = compare(beside, &[subject], windows, on_window)?;
-    let comparison = comparisons.pop().unwrap_or_default();
-    Ok(Measured::Beside(reference.path().to_owned(), comparison))
+    let mut subjects = vec![subject];
+    if let Some(steps) = steps {
+        subjects.push(Subject::new(
+            "the model with a cache of floats",
+            &steps.float_cache,
+        ));
+        subjects.push(Subject::new("the model in floats", &steps.float));
+    }
+    let comparisons = compare(beside, &subjects, windows, on_window)?;
+    let kl = |index: usize| comparisons.get(index).map(|found| found.kl_nats().value);
+    let damage = match (kl(0), kl(1), kl(2)) {
+        (Some(whole), Some(float_cache), Some(float)) => Some(Damage {
+            weights: float,
+            activations: float_cache - float,
+            cache: whole - float_cache,
+        }),
+        _ => None,
+    };
+    Ok(Measured::Beside {
+        reference: reference.path().to_owned(),
+        comparison: comparisons.into_iter().next().unwrap_or_default(),
+        damage,
+    })
 }
 
 impl Figures {
     fn new(args: &EvalArgs, cut: &Cut, beginnings: Beginnings, measured: &Measured) -> Figures {
         let (evaluation, reference) = match measured {
             Measured::Alone(evaluation) => (evaluation.clone(), None),
-            Measured::Beside(path, comparison) => {
-                let reference = ReferenceFigures::new(path, comparison);
+            Measured::Beside {
+                reference,
+                comparison,
+                damage,
+            } => {
+                let reference = ReferenceFigures::new(reference, comparison, *damage);
                 (comparison.model(), Some(reference))
             }
         };
@@ -245,7 +336,7 @@ impl Figures {
 }
 
 impl ReferenceFigures {
-    fn new(path: &Path, comparison: &Comparison) -> ReferenceFigures {
+    fn new(path: &Path, comparison: &Comparison, damage: Option<Damage>) -> ReferenceFigures {
         let perplexity = comparison.reference().perplexity();
         let ratio = comparison.perplexity_ratio();
         let kl_nats = comparison.kl_nats();
@@ -265,6 +356,7 @@ impl ReferenceFigures {
             },
             top1_agreement: agreement.value,
             top1_agreement_standard_error: agreement.standard_error,
+            damage_nats: damage,
         }
     }
 }
@@ -318,6 +410,15 @@ impl fmt::Display for Figures {
                 "agreement   {}{error} of the most likely tokens are the reference's",
                 percent(reference.top1_agreement)
             )?;
+            if let Some(damage) = reference.damage_nats {
+                writeln!(
+                    f,
+                    "damage      weights {}, activations {:+.4}, keys and values {:+.4} nats a token",
+                    terminal::significant(damage.weights),
+                    damage.activations,
+                    damage.cache
+                )?;
+            }
             writeln!(
                 f,
                 "\nKL is how far the model's probabilities are from the reference's: 0 means that nothing changed."

@@ -71,6 +71,7 @@ impl EngineArgs {
 /// An opened model and where it came from.
 pub(super) struct Model {
     path: PathBuf,
+    bundle: PathBuf,
     engine: Engine,
     /// What is not computed as the export computes it.
     notes: Vec<String>,
@@ -115,6 +116,7 @@ pub(super) fn open_with(
     })?;
     Ok(Model {
         path: path.to_owned(),
+        bundle,
         engine,
         notes,
         _scratch: scratch,
@@ -125,6 +127,11 @@ impl Model {
     /// What the user called it.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The bundle that it was opened from.
+    pub(super) fn bundle(&self) -> &Path {
+        &self.bundle
     }
 
     /// What messages call it.

@@ -22,6 +22,7 @@
 
 mod error;
 mod evaluation;
+mod float_form;
 mod logits_row;
 mod measure;
 mod statistics;
@@ -30,6 +31,7 @@ mod window;
 
 pub use error::EvaluateError;
 pub use evaluation::{ComparedPosition, Comparison, Evaluation, ScoredPosition};
+pub use float_form::write_float_form;
 pub use measure::{Subject, compare, evaluate};
 pub use statistics::Estimate;
 pub use text::{Beginnings, TokenStream};
