@@ -128,6 +128,12 @@ pub(super) enum CommandError {
     /// Nothing to measure on.
     #[error("pruning by {method} needs a text to measure on")]
     NoCalibration { method: &'static str },
+    /// Nothing was measured when the bundle was built.
+    #[error("{} has no quality report", path.display())]
+    NoReport { path: PathBuf },
+    /// The report is none that this version understands.
+    #[error("the quality report of {} cannot be read: {reason}", path.display())]
+    Report { path: PathBuf, reason: String },
     /// A form of the model with float weights could not be written.
     #[error("the model cannot be written with its weights as floats")]
     FloatForm {
@@ -223,6 +229,9 @@ impl CommandError {
             } => "give a template with --template FILE, or continue a text with `niwaki run`",
             CommandError::NoCalibration { .. } => {
                 "give --calibration FILE, or prune by magnitude, which needs no text"
+            }
+            CommandError::NoReport { .. } => {
+                "build it with a calibrated method, such as gptq, or measure it with niwaki eval"
             }
             CommandError::KeepOfParts { .. } => "say how much should go with --sparsity",
             CommandError::OtherConfiguration { .. } => "write it into another folder",

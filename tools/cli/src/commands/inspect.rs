@@ -2,15 +2,16 @@
 
 use super::error::CommandError;
 use super::model::{self, EngineArgs};
+use super::report::Report;
 use super::{print, print_json};
 use crate::terminal::{self, Table};
 use clap::Args;
 use niwaki::{Backing, MemoryPart, MemoryPlan};
 use niwaki_bundle::graph::{Columns, Graph, InputKind, Op, RowSet};
 use niwaki_bundle::{
-    ElementKind, GenerationDefaults, Manifest, MatrixEntry, ScaleKind, WeightTable,
+    Bundle, ElementKind, GenerationDefaults, Manifest, MatrixEntry, ScaleKind, WeightTable,
 };
-use niwaki_convert::build::Weights;
+use niwaki_convert::build::{QualityReport, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +28,9 @@ pub(super) struct InspectArgs {
     /// List every node of the lowered graph.
     #[arg(long)]
     nodes: bool,
+    /// Print the quality report of a calibrated bundle, as Markdown or with --json.
+    #[arg(long, conflicts_with = "nodes")]
+    report: bool,
     /// Print everything as JSON.
     #[arg(long)]
     json: bool,
@@ -71,6 +75,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
         Err(error) => return explain(args, error),
     };
     let engine = model.engine();
+    if args.report {
+        return report(args, engine.bundle());
+    }
     let inspection = Inspection {
         model: &args.model,
         manifest: engine.manifest(),
@@ -90,6 +97,32 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
         text.push_str(&format!("\n{}", nodes(inspection.graph)));
     }
     print(&text)
+}
+
+/// The quality report.
+fn report(args: &InspectArgs, bundle: &Bundle) -> Result<(), CommandError> {
+    let broken = |reason: String| CommandError::Report {
+        path: args.model.clone(),
+        reason,
+    };
+    let stored = bundle
+        .quality_report()
+        .map_err(|error| broken(error.to_string()))?;
+    let Some(stored) = stored else {
+        return Err(CommandError::NoReport {
+            path: args.model.clone(),
+        });
+    };
+    if args.json {
+        return print_json(&stored);
+    }
+    let report: QualityReport =
+        serde_json::from_value(stored).map_err(|error| broken(error.to_string()))?;
+    let report = Report {
+        manifest: bundle.manifest(),
+        report: &report,
+    };
+    print(&report.to_string())
 }
 
 /// What to say of a model that does not lower: the nodes that were left, if that is why.

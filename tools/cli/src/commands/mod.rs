@@ -15,6 +15,7 @@ mod plan;
 mod prompt_ids;
 mod prune;
 mod quantize;
+mod report;
 mod routing;
 mod run;
 mod staging;

@@ -3,13 +3,14 @@
 //! - `formats`: the [plan](crate::plan) of a lowered graph
 //! - `optimize`: matrices quantized by what a text does inside the model
 //! - `pack`: a matrix as the plan says
-//! - `manifest`: what the bundle says of itself
+//! - `manifest`: what the bundle says of itself; `report`: of its quality
 
 mod error;
 mod formats;
 mod manifest;
 mod optimize;
 mod pack;
+mod report;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -17,6 +18,7 @@ mod tests;
 pub use crate::plan::{Weights, Wishes};
 pub use error::BuildError;
 pub use optimize::{Quality, Tried};
+pub use report::{QualityReport, StoredMatrices};
 
 use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
@@ -315,6 +317,7 @@ fn write(
     let mut writer = BundleWriter::create(output)?;
     let total: u64 = plan.matrices.iter().map(|matrix| matrix.weights()).sum();
     let mut done = 0u64;
+    let mut sizes_bytes = vec![];
     let matrices = lowered.parts.matrices.iter().zip(stored).enumerate();
     for (id, (matrix, stored)) in matrices {
         let format = pack::write_matrix(&mut writer, id, matrix, stored, &source, &mut |rows| {
@@ -322,6 +325,7 @@ fn write(
             progress(Phase::Building, done as f64 / total.max(1) as f64);
         })?;
         plan.matrices[id].stored_as(&format);
+        sizes_bytes.push(format.size_bytes(matrix.rows(), matrix.cols()).unwrap_or(0) as u64);
     }
     for (name, values) in &lowered.parts.vectors {
         writer.add_vector(name.clone(), values)?;
@@ -335,6 +339,10 @@ fn write(
     writer.set_generation_defaults(&manifest::generation_defaults(export))?;
     let vectors = lowered.parts.vectors.iter();
     let parameters = total + vectors.map(|(_, values)| values.len() as u64).sum::<u64>();
+    if let Some(quality) = &quality {
+        let report = QualityReport::new(quality.clone(), tried.clone(), &plan, &sizes_bytes);
+        writer.set_quality_report(&serde_json::json!(report))?;
+    }
     let mut provenance = options.provenance.clone();
     provenance.extend(text.map(|text| ("calibration".to_owned(), text)));
     provenance.extend(

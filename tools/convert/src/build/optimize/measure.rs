@@ -6,7 +6,7 @@ use crate::build::{BuildError, BuildOptions, Weights};
 use crate::evaluate::{Comparison, Subject, Window, compare};
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use std::path::Path;
 const AT_ONCE: usize = 3;
 
 /// What quantization changes, on held-out tokens.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Tokens that were predicted.
     pub tokens: usize,

@@ -27,7 +27,7 @@ use measure::Measure;
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
 use niwaki_bundle::graph::MatrixId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -35,7 +35,7 @@ use std::path::Path;
 const HELD_OUT_TOKENS: usize = 2048;
 
 /// Something that was measured on the way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
     /// The method, or what was stored better than the rest.
     pub what: String,
