@@ -23,6 +23,7 @@ pub mod proto;
 #[cfg(test)]
 pub(crate) mod small_models;
 mod spool;
+mod stored;
 mod tensor;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -39,6 +40,7 @@ pub use model::OnnxModel;
 pub use order::{sorted_nodes, used_names};
 pub use proto::tensor_proto::DataType;
 pub(crate) use spool::Spool;
+pub(crate) use stored::for_each_stored;
 pub use tensor::{TensorView, element_bits};
 pub(crate) use unused::drop_unused;
 pub use write::{WeightLocation, write_model};

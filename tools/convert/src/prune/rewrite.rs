@@ -5,7 +5,7 @@ use super::products::{Place, QUANTIZED, Reads, Weighted, change_graphs};
 use super::selection::{Pattern, scores, select};
 use super::{PruneError, PruneReport, PrunedMatrix};
 use crate::onnx::{
-    ChannelRows, DataType, FloatRows, OnnxModel, Spool,
+    ChannelRows, DataType, FloatRows, OnnxModel, Spool, for_each_stored,
     proto::{GraphProto, ModelProto, TensorProto},
 };
 use crate::plan::LeftNode;
@@ -279,7 +279,7 @@ fn replace_tensors(
     written: &HashMap<&Place, Tensor>,
     data: &Bytes,
 ) {
-    let replace = |value: &str, tensor: &mut TensorProto| {
+    for_each_stored(graph, |value, tensor| {
         let place = Place {
             graph: number,
             value: value.to_owned(),
@@ -293,18 +293,5 @@ fn replace_tensors(
                 ..TensorProto::default()
             };
         }
-    };
-    for tensor in &mut graph.initializer {
-        let name = tensor.name().to_owned();
-        replace(&name, tensor);
-    }
-    for node in graph.node.iter_mut().filter(|node| node.is("Constant")) {
-        let value = node.output.first().cloned().unwrap_or_default();
-        for attribute in &mut node.attribute {
-            attribute
-                .t
-                .iter_mut()
-                .for_each(|tensor| replace(&value, tensor));
-        }
-    }
+    });
 }

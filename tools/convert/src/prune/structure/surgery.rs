@@ -2,7 +2,7 @@
 
 use super::CannotRemove;
 use crate::onnx::{
-    ChannelRows, DataType, FloatRows, Matrix, OnnxModel, Producers, Spool,
+    ChannelRows, DataType, FloatRows, Matrix, OnnxModel, Producers, Spool, for_each_stored,
     proto::{
         AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
         attribute_proto::AttributeType, tensor_shape_proto::dimension::Value, type_proto,
@@ -519,7 +519,7 @@ impl<'m> Surgery<'m> {
             value_info: vec![],
             ..self.model.graph().clone()
         };
-        let replace = |value: &str, tensor: &mut TensorProto| {
+        for_each_stored(&mut graph, |value, tensor| {
             if let Some(new) = self.tensors.get(value) {
                 *tensor = TensorProto {
                     name: tensor.name.clone(),
@@ -529,16 +529,7 @@ impl<'m> Surgery<'m> {
                     ..TensorProto::default()
                 };
             }
-        };
-        for tensor in &mut graph.initializer {
-            let name = tensor.name().to_owned();
-            replace(&name, tensor);
-        }
-        for node in graph.node.iter_mut().filter(|node| node.is("Constant")) {
-            let value = node.output.first().cloned().unwrap_or_default();
-            let tensors = node.attribute.iter_mut().filter_map(|a| a.t.as_mut());
-            tensors.for_each(|tensor| replace(&value, tensor));
-        }
+        });
         graph.initializer.extend(self.added);
         for value in graph.input.iter_mut().chain(&mut graph.output) {
             let Some((old, new)) = self.kv_heads.get(value.name()).copied() else {
