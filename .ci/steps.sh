@@ -1,6 +1,9 @@
 # What .ci/run and .ci/slow share: running their steps, and what steps need. The script that reads this lists its steps in
 # `steps` and has a function step_NAME for each.
 
+# Every compilation is the first and the last here: what incremental ones keep would only cost time.
+export CARGO_INCREMENTAL=0
+
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
