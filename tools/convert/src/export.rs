@@ -178,11 +178,7 @@ impl Export {
             "merges.txt",
             "chat_template.jinja",
         ];
-        let found = NAMES.iter().filter_map(|name| {
-            let mut paths = self.folders.iter().map(|folder| folder.join(name));
-            paths.find(|path| path.is_file())
-        });
-        found.collect()
+        self.find_all(&NAMES)
     }
 
     fn beside(folders: &[PathBuf]) -> Result<Export, ExportError> {
@@ -215,6 +211,28 @@ impl Export {
             chat_template,
             folders: folders.to_vec(),
         })
+    }
+
+    /// The files that were read beside the model.
+    pub fn files_beside(&self) -> Vec<PathBuf> {
+        const NAMES: [&str; 6] = [
+            "config.json",
+            "genai_config.json",
+            "generation_config.json",
+            "tokenizer_config.json",
+            "tokenizer.json",
+            "chat_template.jinja",
+        ];
+        self.find_all(&NAMES)
+    }
+
+    /// Those of the files of these names that there are, in the first folder that has one.
+    fn find_all(&self, names: &[&str]) -> Vec<PathBuf> {
+        let found = names.iter().filter_map(|name| {
+            let mut paths = self.folders.iter().map(|folder| folder.join(name));
+            paths.find(|path| path.is_file())
+        });
+        found.collect()
     }
 
     /// What the configuration says about the model.

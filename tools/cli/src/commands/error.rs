@@ -134,6 +134,13 @@ pub(super) enum CommandError {
     /// The report is none that this version understands.
     #[error("the quality report of {} cannot be read: {reason}", path.display())]
     Report { path: PathBuf, reason: String },
+    /// Something in a recipe is not understood.
+    #[error("the recipe {} is not understood", path.display())]
+    Recipe {
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
     /// A form of the model with float weights could not be written.
     #[error("the model cannot be written with its weights as floats")]
     FloatForm {

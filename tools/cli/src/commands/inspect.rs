@@ -11,7 +11,7 @@ use niwaki_bundle::graph::{Columns, Graph, InputKind, Op, RowSet};
 use niwaki_bundle::{
     Bundle, ElementKind, GenerationDefaults, Manifest, MatrixEntry, ScaleKind, WeightTable,
 };
-use niwaki_convert::build::{QualityReport, Weights};
+use niwaki_convert::build::Weights;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +31,9 @@ pub(super) struct InspectArgs {
     /// Print the quality report of a calibrated bundle, as Markdown or with --json.
     #[arg(long, conflicts_with = "nodes")]
     report: bool,
+    /// Write the quality report as a page with plots, which needs nothing else, for a browser.
+    #[arg(long, value_name = "FILE", requires = "report", conflicts_with = "json")]
+    html: Option<PathBuf>,
     /// Print everything as JSON.
     #[arg(long)]
     json: bool,
@@ -101,28 +104,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
 
 /// The quality report.
 fn report(args: &InspectArgs, bundle: &Bundle) -> Result<(), CommandError> {
-    let broken = |reason: String| CommandError::Report {
-        path: args.model.clone(),
-        reason,
-    };
-    let stored = bundle
-        .quality_report()
-        .map_err(|error| broken(error.to_string()))?;
-    let Some(stored) = stored else {
-        return Err(CommandError::NoReport {
-            path: args.model.clone(),
-        });
-    };
-    if args.json {
-        return print_json(&stored);
+    let report = Report::of(bundle, &args.model)?;
+    match &args.html {
+        Some(path) => report.write_page(path),
+        None if args.json => print_json(report.stored()),
+        None => print(&report.to_string()),
     }
-    let report: QualityReport =
-        serde_json::from_value(stored).map_err(|error| broken(error.to_string()))?;
-    let report = Report {
-        manifest: bundle.manifest(),
-        report: &report,
-    };
-    print(&report.to_string())
 }
 
 /// What to say of a model that does not lower: the nodes that were left, if that is why.

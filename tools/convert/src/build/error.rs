@@ -41,6 +41,12 @@ pub enum BuildError {
     /// A bundle to measure could not be opened.
     #[error("a bundle to measure cannot be opened")]
     Measure(#[source] niwaki::OpenError),
+    /// A bundle to measure does not run.
+    #[error("a bundle to measure does not run")]
+    Session(#[source] niwaki::SessionError),
+    /// A bundle does not continue a text.
+    #[error("what the model says cannot be told")]
+    Continue(#[source] niwaki::GenerateError),
     /// No method was given.
     #[error("there is no method to quantize by")]
     NoQuantizer,

@@ -2,6 +2,7 @@
 
 use super::BuildError;
 use crate::export::Export;
+use crate::onnx::OnnxModel;
 use crate::plan::{Fate, FloatType, MatrixKind, Plan, PlannedMatrix, Weights, Wishes};
 use niwaki_bundle::{GenerationDefaults, Manifest, Provenance, SourceFile};
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,7 +121,26 @@ fn model_name(export: &Export) -> String {
         .unwrap_or_else(|| export.architecture())
 }
 
-pub(super) fn source_file(path: &Path) -> Result<SourceFile, BuildError> {
+/// An ONNX model and the files that hold its large tensors.
+pub(super) fn source_files(model: &Path) -> Result<Vec<SourceFile>, BuildError> {
+    let mut files = vec![source_file(model)?];
+    for path in OnnxModel::open(model)?.external_files()? {
+        files.push(source_file(&path)?);
+    }
+    Ok(files)
+}
+
+/// What was read beside a model.
+pub(super) fn companion_files(export: &Export) -> Result<Vec<SourceFile>, BuildError> {
+    let files = export.files_beside();
+    files.iter().map(|path| source_file(path)).collect()
+}
+
+/// The name, size and hash of a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn source_file(path: &Path) -> Result<SourceFile, BuildError> {
     let failed = |source| BuildError::Read {
         path: path.to_owned(),
         source,

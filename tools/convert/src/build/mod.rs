@@ -2,11 +2,13 @@
 //!
 //! - `formats`: the [plan](crate::plan) of a lowered graph
 //! - `optimize`: matrices quantized by what a text does inside the model
+//! - `layers`: the layer that a matrix is in
 //! - `pack`: a matrix as the plan says
 //! - `manifest`: what the bundle says of itself; `report`: of its quality
 
 mod error;
 mod formats;
+mod layers;
 mod manifest;
 mod optimize;
 mod pack;
@@ -17,8 +19,9 @@ mod tests;
 
 pub use crate::plan::{Weights, Wishes};
 pub use error::BuildError;
-pub use optimize::{Quality, Tried};
-pub use report::{QualityReport, StoredMatrices};
+pub use manifest::source_file;
+pub use optimize::{Continuation, Damage, Quality, Tried};
+pub use report::{Made, PrunedBefore, QualityReport, StoredMatrices, StoredMatrix};
 
 use crate::export::Export;
 use crate::lower::{self, LowerError, Lowered};
@@ -96,8 +99,12 @@ pub struct BuildOptions<'a> {
     pub shelf: Option<&'a Path>,
     /// Threads that calibration computes with; 0 takes the number of fast cores. The bundle does not depend on it.
     pub threads: usize,
+    /// Measure what quantization costs, and tell it in the bundle, also where nothing has to be chosen by it.
+    pub measures: bool,
     /// What was done before, for the bundle's provenance.
     pub provenance: BTreeMap<String, String>,
+    /// How it is made, for the quality report; the export's files are added.
+    pub made: Made,
 }
 
 impl<'a> BuildOptions<'a> {
@@ -111,14 +118,19 @@ impl<'a> BuildOptions<'a> {
             max_perplexity_increase: None,
             shelf: None,
             threads: 0,
+            measures: false,
             provenance: BTreeMap::new(),
+            made: Made::default(),
         }
     }
 
     /// Whether a text is needed.
     fn calibrates(&self) -> bool {
         let wants = |quantizer: &&dyn Quantizer| quantizer.wants().is_anything();
-        self.quantizers.iter().any(wants) || self.quantizers.len() > 1 || self.chooses_formats()
+        self.quantizers.iter().any(wants)
+            || self.quantizers.len() > 1
+            || self.chooses_formats()
+            || self.measures
     }
 
     /// Whether some matrices may get more bits than others.
@@ -300,6 +312,7 @@ fn write(
         tried,
         text,
         lattices,
+        details,
     } = outcome;
     let quantizer = *quantizers
         .get(assignment.quantizer)
@@ -339,8 +352,18 @@ fn write(
     writer.set_generation_defaults(&manifest::generation_defaults(export))?;
     let vectors = lowered.parts.vectors.iter();
     let parameters = total + vectors.map(|(_, values)| values.len() as u64).sum::<u64>();
-    if let Some(quality) = &quality {
-        let report = QualityReport::new(quality.clone(), tried.clone(), &plan, &sizes_bytes);
+    if let (Some(quality), Some(details)) = (&quality, details) {
+        let layers = layers::layers(&lowered.graph, &plan);
+        let report = QualityReport {
+            quality: quality.clone(),
+            damage: details.damage,
+            chosen: quantizer.description(),
+            tried: tried.clone(),
+            matrices: report::stored(&plan, &sizes_bytes, &layers, &details),
+            continuations: details.continuations,
+            notes: lowered.notes.iter().cloned().chain(export.missing()).collect(),
+            made: report::made_of(export, &options.made)?,
+        };
         writer.set_quality_report(&serde_json::json!(report))?;
     }
     let mut provenance = options.provenance.clone();

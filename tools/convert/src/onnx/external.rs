@@ -5,7 +5,7 @@
 //! content elsewhere) may also use files beside the link's target.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Component, Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -104,6 +104,21 @@ impl ExternalFiles {
                 )
             })?;
         Ok(file.slice(offset..end))
+    }
+
+    /// Where the data of these tensors lie, each file once.
+    pub(super) fn paths<'t>(
+        &self,
+        tensors: impl Iterator<Item = &'t TensorProto>,
+    ) -> Result<Vec<PathBuf>, OnnxError> {
+        let mut paths = BTreeSet::new();
+        for tensor in tensors {
+            let locations = tensor.external_data.iter();
+            for entry in locations.filter(|entry| entry.key() == "location") {
+                paths.insert(self.resolve(tensor.name(), entry.value())?);
+            }
+        }
+        Ok(paths.into_iter().collect())
     }
 
     fn map(&self, tensor: &str, location: &str) -> Result<Bytes, OnnxError> {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -118,6 +118,17 @@ impl OnnxModel {
     /// The message of an initializer of the main graph.
     pub fn initializer(&self, name: &str) -> Option<&TensorProto> {
         self.graph().initializer.get(*self.initializers.get(name)?)
+    }
+
+    /// The files beside the model that hold tensors of its graph, each once.
+    ///
+    /// # Errors
+    /// When one lies outside the model's folder or is not there.
+    pub fn external_files(&self) -> Result<Vec<PathBuf>, OnnxError> {
+        let constants = self.graph().node.iter().filter(|node| node.is("Constant"));
+        let constants = constants.flat_map(|node| node.attribute.iter().filter_map(|a| a.t.as_ref()));
+        self.files
+            .paths(self.graph().initializer.iter().chain(constants))
     }
 
     /// The elements of any tensor of this model: an initializer, of a subgraph too, or an attribute such as the value of

@@ -21,6 +21,7 @@ use niwaki_convert::prune::{self, Pattern, PruneError, PruneOptions, prune_model
 use report::{Outcome, Perplexities, Summary};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
@@ -125,17 +126,17 @@ pub(super) struct PruneAmount {
     /// Share of the weights that become zero, or of the channels, heads or layers that go, above 0 and below 1. If nothing is
     /// said, 0.5 of weights and 0.1 of parts.
     #[arg(long, value_name = "SHARE", value_parser = share)]
-    sparsity: Option<f64>,
+    pub(super) sparsity: Option<f64>,
     /// Keep M of every N weights along the input instead, as in 2:4.
     #[arg(long, value_name = "M:N", conflicts_with = "sparsity")]
-    keep: Option<Kept>,
+    pub(super) keep: Option<Kept>,
     /// UTF-8 text like those the model will see: what is measured is measured on it.
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
     /// Tokens of the calibration text that are used, from all over it; 8192 if nothing is said. Memory grows with them: one
     /// row of the model's width each, and for parts three.
     #[arg(long, value_name = "N")]
-    calibration_tokens: Option<NonZeroUsize>,
+    pub(super) calibration_tokens: Option<NonZeroUsize>,
 }
 
 /// Half of the weights.
@@ -152,9 +153,15 @@ const WINDOW_TOKENS: usize = 256;
 
 /// `M:N`.
 #[derive(Clone, Copy, Debug)]
-struct Kept {
+pub(super) struct Kept {
     kept: usize,
     of: usize,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kept, self.of)
+    }
 }
 
 impl FromStr for Kept {
@@ -171,7 +178,8 @@ impl FromStr for Kept {
     }
 }
 
-fn share(text: &str) -> Result<f64, String> {
+/// A share above 0 and below 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
         _ => Err("give a number above 0 and below 1".to_owned()),
@@ -183,7 +191,7 @@ impl PruneAmount {
     pub(super) fn describe(&self, method: Method) -> String {
         let name = method.name();
         match self.keep {
-            Some(Kept { kept, of }) => format!("{name} {kept}:{of}"),
+            Some(kept) => format!("{name} {kept}"),
             None => format!("{name} {}", self.share(method)),
         }
     }

@@ -3,6 +3,7 @@
 use super::{Method, PruneAmount};
 use crate::commands::plan;
 use crate::terminal::{self, Table};
+use niwaki_convert::build::PrunedBefore;
 use niwaki_convert::prune::PruneReport;
 use niwaki_convert::prune::structure::{RemoveReport, Removed};
 use serde::Serialize;
@@ -34,6 +35,38 @@ pub(super) enum Outcome {
     },
     /// Parts are gone.
     Parts(RemoveReport),
+}
+
+impl Outcome {
+    /// What was pruned by this method, in lines.
+    fn told(&self, by: &str) -> Vec<String> {
+        match self {
+            Outcome::Zeros {
+                weights,
+                zeros,
+                report,
+            } => vec![format!(
+                "pruned {} of {} weights in {} matrices ({}) by {by}",
+                terminal::count(*zeros),
+                terminal::count(*weights),
+                report.pruned.len(),
+                share_of(*zeros, *weights),
+            )],
+            Outcome::Parts(report) => {
+                let gone = report.weights_before.saturating_sub(report.weights_after);
+                vec![
+                    format!("pruned by {by}: {}", went(&report.removed)),
+                    format!(
+                        "{} of {} weights inside the layers went ({}), {} projections were fitted to what stayed",
+                        terminal::count(gone),
+                        terminal::count(report.weights_before),
+                        share_of(gone, report.weights_before),
+                        report.fitted,
+                    ),
+                ]
+            }
+        }
+    }
 }
 
 /// What a method measured on.
@@ -92,6 +125,21 @@ impl Pruned {
         }
     }
 
+    /// For a bundle's quality report.
+    pub(crate) fn before(&self) -> PrunedBefore {
+        let matrices = match &self.outcome {
+            Outcome::Zeros { report, .. } => report.pruned.as_slice(),
+            Outcome::Parts(_) => &[],
+        };
+        let zeros = matrices
+            .iter()
+            .map(|matrix| (matrix.node.clone(), matrix.zeros));
+        PrunedBefore {
+            summary: self.outcome.told(&self.by).join("; "),
+            matrices: zeros.collect(),
+        }
+    }
+
     /// For a bundle's provenance: what was really done.
     pub(crate) fn provenance(&self) -> BTreeMap<String, String> {
         let prune = match &self.outcome {
@@ -141,32 +189,8 @@ fn went(removed: &Removed) -> String {
 
 impl fmt::Display for Pruned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.outcome {
-            Outcome::Zeros {
-                weights,
-                zeros,
-                report,
-            } => writeln!(
-                f,
-                "pruned {} of {} weights in {} matrices ({}) by {}",
-                terminal::count(*zeros),
-                terminal::count(*weights),
-                report.pruned.len(),
-                share_of(*zeros, *weights),
-                self.by,
-            )?,
-            Outcome::Parts(report) => {
-                writeln!(f, "pruned by {}: {}", self.by, went(&report.removed))?;
-                let gone = report.weights_before.saturating_sub(report.weights_after);
-                writeln!(
-                    f,
-                    "{} of {} weights inside the layers went ({}), {} projections were fitted to what stayed",
-                    terminal::count(gone),
-                    terminal::count(report.weights_before),
-                    share_of(gone, report.weights_before),
-                    report.fitted,
-                )?;
-            }
+        for line in self.outcome.told(&self.by) {
+            writeln!(f, "{line}")?;
         }
         if let Some(used) = &self.calibration {
             write!(

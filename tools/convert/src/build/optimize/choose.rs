@@ -3,6 +3,7 @@
 use super::measure::{Measure, Quality};
 use super::{Optimizer, Tried};
 use crate::build::formats::{Assignment, format_of, of_code};
+use crate::build::layers::layers;
 use crate::build::{Budget, BuildError};
 use crate::plan::{Code, Fate, MatrixKind};
 use niwaki_bundle::graph::{MatrixId, Op};
@@ -144,25 +145,15 @@ const PARTS: [&str; 3] = ["first layers", "middle layers", "last layers"];
 fn cut(optimizer: &Optimizer<'_>, base: &Assignment) -> Vec<Group> {
     let (plan, stored) = optimizer.plan(base);
     let nodes = &optimizer.lowered.graph.nodes;
-    let layers = optimizer.lowered.graph.layers.len().max(1);
-    // A matrix belongs to the layer whose attention is the next or, after it, was the last.
-    let mut layer_of: BTreeMap<MatrixId, usize> = BTreeMap::new();
-    let mut values: Vec<usize> = vec![];
-    let mut attentions = 0;
-    for node in nodes {
-        if let Op::Attention { .. } = node.op {
-            attentions += 1;
-            values.extend(node.inputs.get(2).map(|columns| columns.node));
-        }
-        for matrix in node.op.matrices() {
-            let kind = plan.matrices.get(matrix).map(|planned| planned.kind);
-            let layer = match kind {
-                Some(MatrixKind::Qkv) => attentions,
-                _ => usize::max(attentions, 1) - 1,
-            };
-            layer_of.entry(matrix).or_insert(layer);
-        }
-    }
+    let count = optimizer.lowered.graph.layers.len().max(1);
+    let layer_of = layers(&optimizer.lowered.graph, &plan);
+    let attentions = nodes
+        .iter()
+        .filter(|node| matches!(node.op, Op::Attention { .. }));
+    let values: Vec<usize> = attentions
+        .filter_map(|node| node.inputs.get(2))
+        .map(|columns| columns.node)
+        .collect();
     let is_value = |matrix: MatrixId| {
         values.iter().any(|node| {
             matches!(nodes[*node].op, Op::Linear { weight, .. } if weight == matrix)
@@ -186,9 +177,9 @@ fn cut(optimizer: &Optimizer<'_>, base: &Assignment) -> Vec<Group> {
             continue;
         }
         let layer = layer_of.get(&id).copied().unwrap_or(0);
-        let part = if layer * 6 < layers {
+        let part = if layer * 6 < count {
             PARTS[0]
-        } else if layer * 6 >= layers * 5 {
+        } else if layer * 6 >= count * 5 {
             PARTS[2]
         } else {
             PARTS[1]

@@ -65,7 +65,7 @@ impl fmt::Display for Quality {
 /// What quantized models are measured with.
 pub(super) struct Measure {
     reference: Engine,
-    windows: Vec<Window>,
+    pub(super) windows: Vec<Window>,
 }
 
 impl Measure {
@@ -119,12 +119,21 @@ impl Measure {
                 .iter()
                 .map(|engine| Subject::new("the quantized model", engine))
                 .collect();
-            let reference = Subject::new("the float model", &self.reference);
             let windows = self.windows.iter().cloned();
-            let compared = compare(reference, &subjects, windows, &mut *on_window)?;
+            let compared = compare(self.reference(), &subjects, windows, &mut *on_window)?;
             found.extend(compared.iter().map(Quality::of).zip(sizes));
         }
         Ok(found)
+    }
+
+    /// The float model.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.reference
+    }
+
+    /// The float model, to be compared with.
+    pub(super) fn reference(&self) -> Subject<'_> {
+        Subject::new("the float model", &self.reference)
     }
 
     /// Windows that each call of [`measure`](Self::measure) goes through.
@@ -133,7 +142,8 @@ impl Measure {
     }
 }
 
-fn open(path: &Path, threads: usize) -> Result<Engine, BuildError> {
+/// Opens a bundle to measure.
+pub(super) fn open(path: &Path, threads: usize) -> Result<Engine, BuildError> {
     let options = OpenOptions::default()
         .with_threads(threads)
         .with_verify(Verify::Structure);

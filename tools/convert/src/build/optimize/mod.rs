@@ -3,13 +3,18 @@
 //! - here: the text through the model once, and every matrix in every form that may be wanted onto the shelf
 //! - `measure`: how far a bundle's predictions are from the float model's, on tokens that no quantizer has seen
 //! - `choose`: the method, and the matrices that are worth more bytes
+//! - `damage`: where the chosen bundle loses what it loses; `continuations`: what it says beside the float model
 
 mod choose;
+mod continuations;
+mod damage;
 mod measure;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub use continuations::Continuation;
+pub use damage::Damage;
 pub use measure::Quality;
 
 use super::formats::{self, Assignment, Lattices, of_code};
@@ -23,12 +28,12 @@ use crate::export::Export;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{Code, Fate, Plan};
 use crate::quantize::{KeepLattice, QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach};
-use measure::Measure;
+use measure::{Measure, open};
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
 use niwaki_bundle::graph::MatrixId;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Tokens that are held out to measure on at most.
@@ -63,6 +68,17 @@ pub(super) struct Outcome {
     pub(super) text: Option<String>,
     /// Matrices that are kept on their 4-bit grid.
     pub(super) lattices: Lattices,
+    /// What a report tells of the bundle beside its quality, where that was measured.
+    pub(super) details: Option<Details>,
+}
+
+/// What else there is to know of the bundle that was chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Details {
+    pub(super) damage: Damage,
+    /// What quantization does to a matrix's products.
+    pub(super) product_errors: BTreeMap<MatrixId, f64>,
+    pub(super) continuations: Vec<Continuation>,
 }
 
 /// A build on its way.
@@ -255,14 +271,35 @@ impl Optimizer<'_> {
         };
         let windows = measure.windows(self.options.quantizers.len())
             + measure.windows(groups)
-            + measure.windows(1).min(groups);
+            + measure.windows(1).min(groups)
+            + measure.windows(1);
         let mut done = 0;
         let mut on_window = || {
             done += 1;
             progress(Phase::Measuring, done as f64 / windows.max(1) as f64);
         };
+        let mut outcome = self.chosen(&measure, &mut on_window)?;
+        outcome.details = match &outcome.quality {
+            Some(quality) => Some(self.details(
+                &measure,
+                &outcome.assignment,
+                quality,
+                held_out,
+                &mut on_window,
+            )?),
+            None => None,
+        };
+        Ok(outcome)
+    }
+
+    /// What is chosen, by measuring.
+    fn chosen(
+        &self,
+        measure: &Measure,
+        on_window: &mut dyn FnMut(),
+    ) -> Result<Outcome, BuildError> {
         let mut tried = vec![];
-        let (base, quality) = choose::method(self, &measure, &mut tried, &mut on_window)?;
+        let (base, quality) = choose::method(self, measure, &mut tried, on_window)?;
         let base_bytes = tried[base.quantizer].size_bytes;
         let mut outcome = Outcome {
             assignment: base,
@@ -281,11 +318,11 @@ impl Optimizer<'_> {
         }
         let groups = choose::groups(
             self,
-            &measure,
+            measure,
             &outcome.assignment,
             &base_quality,
             &mut outcome.tried,
-            &mut on_window,
+            on_window,
         )?;
         let base = outcome.assignment.clone();
         if let Some(budget) = self.options.budget {
@@ -293,7 +330,7 @@ impl Optimizer<'_> {
             if !fitting.is_empty() {
                 outcome.assignment = choose::with(&base, &fitting);
                 let assignments = [outcome.assignment.clone()];
-                let found = measure.measure(self, &assignments, &mut on_window)?;
+                let found = measure.measure(self, &assignments, on_window)?;
                 for (quality, _) in found {
                     final_quality = quality.clone();
                     outcome.quality = Some(quality);
@@ -311,7 +348,7 @@ impl Optimizer<'_> {
             count = usize::min(count, groups.len());
             let assignments = [choose::with(&base, &groups[..count])];
             let (quality, size_bytes) = measure
-                .measure(self, &assignments, &mut on_window)?
+                .measure(self, &assignments, on_window)?
                 .remove(0);
             if exceeds(&quality).is_none() {
                 would = Some((size_bytes, quality.perplexity_increase()));
@@ -325,6 +362,25 @@ impl Optimizer<'_> {
             limit,
             found,
             would,
+        })
+    }
+
+    /// Looks closer at what was chosen.
+    fn details(
+        &self,
+        measure: &Measure,
+        assignment: &Assignment,
+        quality: &Quality,
+        held_out: &[Vec<u32>],
+        on_window: &mut dyn FnMut(),
+    ) -> Result<Details, BuildError> {
+        let path = self.scratch.join("chosen.niwaki");
+        self.write(&path, assignment)?;
+        let engine = open(&path, self.options.threads)?;
+        Ok(Details {
+            damage: damage::split(self, measure, &engine, quality.kl_nats, &path, on_window)?,
+            product_errors: damage::product_errors(self, held_out, engine.bundle())?,
+            continuations: continuations::continuations(measure, &engine)?,
         })
     }
 }
@@ -373,10 +429,12 @@ pub(super) fn label(
             text.update(&token.to_le_bytes());
         }
     }
+    let files = manifest::source_files(graph)?;
+    let files: Vec<String> = files.into_iter().map(|file| file.blake3).collect();
     Ok(format!(
         "niwaki {}\nmodel {}\nvalues apart {splits}\ntext {}\n",
         env!("CARGO_PKG_VERSION"),
-        manifest::source_file(graph)?.blake3,
+        files.join(" "),
         text.finalize().to_hex(),
     ))
 }
