@@ -133,31 +133,6 @@ fn a_build_says_of_every_kind_of_matrix_how_it_is_stored_and_why() {
 }
 
 #[test]
-fn a_calibrated_bundle_reports_its_quality() {
-    let folder = tempfile::tempdir().unwrap();
-    let bundle = folder.path().join("model.niwaki");
-    let built = json(niwaki!("build", demo_export(), "-o", &bundle).args(["--method", "auto"]));
-    let report = said(niwaki!("inspect", &bundle).arg("--report"));
-    for words in [
-        "# Quality of",
-        "KL to the float model",
-        "| embedding, head | 1 | 393 216 | 221.2 kB | codebook4, block 32 |",
-        "| GPTQ, damping 0.3 | 0.",
-        "BLAKE3",
-        "- calibration: 6656 tokens that the model wrote",
-    ] {
-        assert!(report.contains(words), "no {words} in:\n{report}");
-    }
-    let told = json(niwaki!("inspect", &bundle).arg("--report"));
-    assert_eq!(told["quality"], built["quality"]);
-    assert_eq!(told["tried"], built["tried"]);
-    let rounded = folder.path().join("rounded.niwaki");
-    said(niwaki!("build", demo_export(), "-o", &rounded).args(["--weights", "int8"]));
-    let error = refused(niwaki!("inspect", &rounded).arg("--report"));
-    assert!(error.contains("has no quality report"), "{error}");
-}
-
-#[test]
 fn four_bits_by_rounding_alone_are_warned_about() {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("model.niwaki");

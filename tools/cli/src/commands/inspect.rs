@@ -32,7 +32,12 @@ pub(super) struct InspectArgs {
     #[arg(long, conflicts_with = "nodes")]
     report: bool,
     /// Write the quality report as a page with plots, which needs nothing else, for a browser.
-    #[arg(long, value_name = "FILE", requires = "report", conflicts_with = "json")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "report",
+        conflicts_with = "json"
+    )]
     html: Option<PathBuf>,
     /// Print everything as JSON.
     #[arg(long)]

@@ -361,7 +361,12 @@ fn write(
             tried: tried.clone(),
             matrices: report::stored(&plan, &sizes_bytes, &layers, &details),
             continuations: details.continuations,
-            notes: lowered.notes.iter().cloned().chain(export.missing()).collect(),
+            notes: lowered
+                .notes
+                .iter()
+                .cloned()
+                .chain(export.missing())
+                .collect(),
             made: report::made_of(export, &options.made)?,
         };
         writer.set_quality_report(&serde_json::json!(report))?;

@@ -126,7 +126,8 @@ impl OnnxModel {
     /// When one lies outside the model's folder or is not there.
     pub fn external_files(&self) -> Result<Vec<PathBuf>, OnnxError> {
         let constants = self.graph().node.iter().filter(|node| node.is("Constant"));
-        let constants = constants.flat_map(|node| node.attribute.iter().filter_map(|a| a.t.as_ref()));
+        let constants =
+            constants.flat_map(|node| node.attribute.iter().filter_map(|a| a.t.as_ref()));
         self.files
             .paths(self.graph().initializer.iter().chain(constants))
     }

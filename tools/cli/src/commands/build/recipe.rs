@@ -96,8 +96,16 @@ impl Recipe {
         };
         let mut recipe: Recipe = toml::from_str(&text).map_err(failed)?;
         for (a, b, both) in [
-            ("bits", "target-size", recipe.bits.is_some() && recipe.target_size.is_some()),
-            ("sparsity", "keep", recipe.sparsity.is_some() && recipe.keep.is_some()),
+            (
+                "bits",
+                "target-size",
+                recipe.bits.is_some() && recipe.target_size.is_some(),
+            ),
+            (
+                "sparsity",
+                "keep",
+                recipe.sparsity.is_some() && recipe.keep.is_some(),
+            ),
         ] {
             if both {
                 let message = format!("`{a}` and `{b}` say the same in two ways; give one of them");
@@ -221,7 +229,10 @@ impl Recipe {
     pub(super) fn command(&self, export: &Path) -> String {
         // The folder that `.` is has a name too.
         let export = std::fs::canonicalize(export).unwrap_or_else(|_| export.to_owned());
-        let mut command = format!("niwaki build {} -o model.niwaki", quoted(&file_name(&export)));
+        let mut command = format!(
+            "niwaki build {} -o model.niwaki",
+            quoted(&file_name(&export))
+        );
         for (name, value) in self.said() {
             command.push_str(&format!(" --{name} {}", quoted(&value)));
         }
@@ -283,7 +294,8 @@ fn chosen<'de, D: Deserializer<'de>, T: ValueEnum>(value: D) -> Result<Option<T>
 
 fn target_size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<ByteSize>, D::Error> {
     parsed(value, |text| {
-        text.parse().map_err(|_| "give a size, as in 90MB".to_owned())
+        text.parse()
+            .map_err(|_| "give a size, as in 90MB".to_owned())
     })
 }
 
@@ -428,7 +440,11 @@ mod tests {
     fn what_is_not_understood_is_told_with_its_line() {
         for (text, line, words) in [
             ("bits = 5\nwieghts = \"int8\"", 2, "unknown field `wieghts`"),
-            ("\nmethod = \"best\"", 2, "there are rtn, search, gptq, auto"),
+            (
+                "\nmethod = \"best\"",
+                2,
+                "there are rtn, search, gptq, auto",
+            ),
             ("bits = 2", 1, "from 4 on"),
             ("bits = true", 1, "a text or a number"),
             ("preset = \"phone\"\n\nkeep = \"4:2\"", 3, "as in 2:4"),

@@ -146,6 +146,7 @@ fn said(report: &Report) -> Markup {
         }
         @for Continuation { prompt, reference, bundle, equal_tokens, tokens } in continuations {
             p class="given" { (plain(prompt)) " …" }
+            @let (reference, bundle) = (reference.trim_start(), bundle.trim_start());
             @let parted = common_bytes(reference, bundle);
             div class="said" {
                 @for (who, text) in [("float model", reference), ("this bundle", bundle)] {
@@ -175,7 +176,11 @@ fn stored(report: &Report) -> Markup {
         .map(|(name, size_bytes)| Bar {
             name,
             value: size_bytes as f64,
-            told: format!("{}, {:.1} %", terminal::bytes(size_bytes), share(size_bytes)),
+            told: format!(
+                "{}, {:.1} %",
+                terminal::bytes(size_bytes),
+                share(size_bytes)
+            ),
         })
         .collect();
     html! {
@@ -237,9 +242,11 @@ fn tried(report: &Report) -> Markup {
         h2 { "What was tried" }
         p { "Chosen: " strong { (plain(&stored.chosen)) } "." }
         div class="plots" {
-            figure {
-                h3 { "Size against KL" }
-                (points(&axes, &series))
+            @if stored.tried.len() > 1 {
+                figure {
+                    h3 { "Size against KL" }
+                    (points(&axes, &series))
+                }
             }
             figure {
                 div class="scroll" {

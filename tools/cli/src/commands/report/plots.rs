@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use std::collections::BTreeMap;
 
 /// Width of every plot, in its own units, which are about a pixel wide on a phone.
-const WIDTH: f64 = 480.0;
+const WIDTH: f64 = 380.0;
 
 /// Bars, or series, that are drawn at most.
 const MOST: usize = 12;
@@ -72,6 +72,16 @@ pub(super) struct Series {
     pub(super) is_line: bool,
 }
 
+impl Series {
+    /// What gives it its colour.
+    fn class(&self, index: usize) -> String {
+        match self.is_line {
+            true => "line".to_owned(),
+            false => format!("series-{index}"),
+        }
+    }
+}
+
 /// What stands at the axes.
 pub(super) struct Axes<'a> {
     pub(super) label: &'a str,
@@ -85,8 +95,8 @@ pub(super) struct Axes<'a> {
 
 /// Points over two axes, with a legend where there are several series.
 pub(super) fn points(axes: &Axes<'_>, series: &[Series]) -> Markup {
-    const HEIGHT: f64 = 260.0;
-    const LEFT: f64 = 58.0;
+    const HEIGHT: f64 = 240.0;
+    const LEFT: f64 = 50.0;
     const RIGHT: f64 = 14.0;
     const TOP: f64 = 26.0;
     const BOTTOM: f64 = 46.0;
@@ -113,7 +123,7 @@ pub(super) fn points(axes: &Axes<'_>, series: &[Series]) -> Markup {
             text class="value" x=(WIDTH - RIGHT) y=(HEIGHT - 6.0) text-anchor="end" { (axes.x) }
             @for (index, series) in series.iter().enumerate() {
                 @let shown = &series.points[..series.points.len().min(MOST_POINTS)];
-                g class=(format!("series-{index}")) {
+                g class=(series.class(index)) {
                     @if series.is_line {
                         polyline points=(path(shown, &xs, &ys)) {}
                     } @else {
@@ -127,7 +137,7 @@ pub(super) fn points(axes: &Axes<'_>, series: &[Series]) -> Markup {
         @if series.len() > 1 {
             p class="legend" {
                 @for (index, series) in series.iter().enumerate() {
-                    span class=(format!("series-{index}")) { i {} (series.name) }
+                    span class=(series.class(index)) { i {} (series.name) }
                     " "
                 }
             }
@@ -136,9 +146,13 @@ pub(super) fn points(axes: &Axes<'_>, series: &[Series]) -> Markup {
 }
 
 fn path(points: &[Point], xs: &Scale, ys: &Scale) -> String {
-    let places = points
-        .iter()
-        .map(|point| format!("{},{}", number(xs.place(point.x)), number(ys.place(point.y))));
+    let places = points.iter().map(|point| {
+        format!(
+            "{},{}",
+            number(xs.place(point.x)),
+            number(ys.place(point.y))
+        )
+    });
     places.collect::<Vec<_>>().join(" ")
 }
 

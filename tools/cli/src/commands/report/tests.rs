@@ -8,7 +8,8 @@ use niwaki_convert::build::{
 use std::collections::BTreeMap;
 
 /// Markup, a terminal's escape sequence, a table's bar and a turn of the direction of writing.
-const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=y>\u{1b}[2J|\u{202e}&amp;\n# x";
+const HOSTILE: &str =
+    "<script>alert(1)</script>\"'><img src=x onerror=y>\u{1b}[2J|\u{202e}&amp;\n# x";
 
 /// A report that says this everywhere, and has these numbers.
 fn report(text: &str, number: f64, size: u64) -> Report {
@@ -103,7 +104,10 @@ fn no_text_of_a_bundle_moves_the_terminal_or_breaks_a_table() {
     assert_eq!(count(HOSTILE), count("plain"));
     let told = report(HOSTILE, 0.25, 1000).to_string();
     assert!(told.chars().all(|c| c == '\n' || !is_odd(c)), "{told:?}");
-    assert!(told.contains("\\|") && told.contains("\\<script>"), "{told}");
+    assert!(
+        told.contains("\\|") && told.contains("\\<script>"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Where a bundle loses what it loses: in its weights, its activations or its cache, and in which matrices.
 
-use super::measure::Measure;
 use super::Optimizer;
+use super::measure::Measure;
 use crate::build::BuildError;
 use crate::calibrate::{
     CalibrateError, Calibration, Follow, MatrixInput, Pass, Replacements, Samples,
@@ -65,7 +65,11 @@ pub(super) fn split(
     ];
     let windows = measure.windows.iter().cloned();
     let compared = compare(measure.reference(), &subjects, windows, on_window)?;
-    let kl = |index: usize| compared.get(index).map_or(0.0, |found| found.kl_nats().value);
+    let kl = |index: usize| {
+        compared
+            .get(index)
+            .map_or(0.0, |found| found.kl_nats().value)
+    };
     // It is large, and not needed any more.
     drop(float);
     let _ = std::fs::remove_file(&path);
@@ -107,15 +111,16 @@ pub(super) fn product_errors(
         matrices: &wanted,
         follow: Follow::Original,
     };
-    let kernels = Kernels::new(Isa::detect(), Arc::new(ThreadPool::new(1)))
-        .map_err(CalibrateError::from)?;
+    let kernels =
+        Kernels::new(Isa::detect(), Arc::new(ThreadPool::new(1))).map_err(CalibrateError::from)?;
     let mut errors = BTreeMap::new();
     let observer = |input: MatrixInput| Ok(Samples::new(input.columns, SAMPLED_ROWS));
     let observed = |seen: Vec<(MatrixInput, Samples)>| {
         for (MatrixInput { matrix: id, .. }, samples) in &seen {
-            let (Some(matrix), Some(stored)) =
-                (optimizer.lowered.parts.matrices.get(*id), bundle.matrix(*id))
-            else {
+            let (Some(matrix), Some(stored)) = (
+                optimizer.lowered.parts.matrices.get(*id),
+                bundle.matrix(*id),
+            ) else {
                 continue;
             };
             errors.extend(relative_error(&kernels, matrix, &stored, samples)?.map(|e| (*id, e)));
@@ -143,7 +148,12 @@ fn relative_error(
         let mut differences = Vec::with_capacity(weights.len());
         for (row, weights) in panel.clone().zip(weights.chunks(columns.max(1))) {
             stored.read_row(row, &mut lost);
-            differences.extend(weights.iter().zip(&lost).map(|(weight, held)| weight - held));
+            differences.extend(
+                weights
+                    .iter()
+                    .zip(&lost)
+                    .map(|(weight, held)| weight - held),
+            );
         }
         Ok([&differences, &weights]
             .map(|weights| square_sum(kernels, weights, panel.len(), columns, samples)))

@@ -347,9 +347,7 @@ impl Optimizer<'_> {
         while would.is_none() && !groups.is_empty() {
             count = usize::min(count, groups.len());
             let assignments = [choose::with(&base, &groups[..count])];
-            let (quality, size_bytes) = measure
-                .measure(self, &assignments, on_window)?
-                .remove(0);
+            let (quality, size_bytes) = measure.measure(self, &assignments, on_window)?.remove(0);
             if exceeds(&quality).is_none() {
                 would = Some((size_bytes, quality.perplexity_increase()));
             }
