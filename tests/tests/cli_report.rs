@@ -195,6 +195,16 @@ fn what_was_not_measured_has_no_report_unless_it_is_asked_for() {
     let told = told_as_json(niwaki!("inspect", &rounded).arg("--report"));
     assert_eq!(told["chosen"], "RTN");
     assert!(told["quality"]["kl_nats"].as_f64().unwrap() < 0.01);
+    let mut floats = niwaki!("build", demo_export(), "-o", &rounded, "--weights", "f16");
+    said(
+        floats
+            .arg("--report")
+            .arg(&page)
+            .args(["--calibration-tokens", "3072"]),
+    );
+    let told = told_as_json(niwaki!("inspect", &rounded).arg("--report"));
+    assert_eq!(told["damage"]["weights_nats"], 0.0);
+    assert!(told["matrices"][0]["relative_error"].is_null());
 }
 
 #[test]

@@ -228,7 +228,8 @@ pub fn build_from(
     // A model that predicts no tokens writes no text either.
     let is_silent =
         matches!(options.text, Text::Own { .. }) && lowered.graph.output(Output::LOGITS).is_none();
-    if !options.calibrates() || !plan.rounds() || is_silent {
+    let has_to_measure = options.measures || plan.rounds();
+    if !options.calibrates() || !has_to_measure || is_silent {
         let outcome = Outcome {
             lattices,
             ..Outcome::default()

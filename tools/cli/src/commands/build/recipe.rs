@@ -71,6 +71,7 @@ pub(super) struct Recipe {
     /// Tokens of the calibration text that are used, from all over it; 8192 if nothing is said. Memory grows with them: one
     /// row of the model's width each, and for parts three.
     #[arg(long, value_name = "N")]
+    #[serde(deserialize_with = "tokens")]
     pub(super) calibration_tokens: Option<NonZeroUsize>,
 }
 
@@ -311,6 +312,11 @@ fn sparsity<'de, D: Deserializer<'de>>(value: D) -> Result<Option<f64>, D::Error
     parsed(value, share)
 }
 
+fn tokens<'de, D: Deserializer<'de>>(value: D) -> Result<Option<NonZeroUsize>, D::Error> {
+    let wanted = |_| "give a number of tokens, as in 8192".to_owned();
+    parsed(value, |text| text.parse().map_err(wanted))
+}
+
 fn keep<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Kept>, D::Error> {
     parsed(value, str::parse)
 }
@@ -450,7 +456,7 @@ mod tests {
             ("preset = \"phone\"\n\nkeep = \"4:2\"", 3, "as in 2:4"),
             ("target-size = \"much\"", 1, "as in 90MB"),
             ("max-perplexity-increase = \"x\"", 1, "as in 2%"),
-            ("calibration-tokens = 0", 1, "nonzero"),
+            ("calibration-tokens = 0", 1, "as in 8192"),
             ("output = \"model.niwaki\"", 1, "unknown field `output`"),
             ("bits = ", 1, "bits"),
         ] {

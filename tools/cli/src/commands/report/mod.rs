@@ -105,13 +105,13 @@ impl Report {
         let value = |text: &String| match (text.parse::<i64>(), text.parse::<f64>()) {
             (Ok(whole), _) => toml::Value::Integer(whole),
             (_, Ok(number)) if number.is_finite() => toml::Value::Float(number),
-            _ => toml::Value::String(text.clone()),
+            _ => toml::Value::String(plain(text)),
         };
         let recipe = self.report.made.recipe.iter();
         let table: toml::Table = recipe
-            .map(|(name, text)| (name.clone(), value(text)))
+            .map(|(name, text)| (plain(name), value(text)))
             .collect();
-        plain_lines(&table.to_string())
+        table.to_string()
     }
 }
 

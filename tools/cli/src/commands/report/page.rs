@@ -42,7 +42,7 @@ fn figures(report: &Report) -> Markup {
     let (manifest, quality) = (&report.manifest, &report.report.quality);
     let error = quality
         .kl_nats_standard_error
-        .map(|error| format!(" ± {error:.4}"));
+        .map(|error| format!(" ±\u{a0}{error:.4}"));
     html! {
         p class="soft" {
             (terminal::count(manifest.parameters)) " parameters, mostly " (plain(&manifest.weights))
@@ -145,7 +145,7 @@ fn said(report: &Report) -> Markup {
             p class="soft" { "Both take the most likely token every time. Marked from where they part." }
         }
         @for Continuation { prompt, reference, bundle, equal_tokens, tokens } in continuations {
-            p class="given" { (plain(prompt)) " …" }
+            p class="given" { (plain(prompt)) "\u{a0}…" }
             @let (reference, bundle) = (reference.trim_start(), bundle.trim_start());
             @let parted = common_bytes(reference, bundle);
             div class="said" {
