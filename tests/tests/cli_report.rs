@@ -203,7 +203,8 @@ fn what_was_not_measured_has_no_report_unless_it_is_asked_for() {
             .args(["--calibration-tokens", "3072"]),
     );
     let told = told_as_json(niwaki!("inspect", &rounded).arg("--report"));
-    assert_eq!(told["damage"]["weights_nats"], 0.0);
+    // The float model's cache is not one of floats.
+    assert!(told["damage"]["weights_nats"].as_f64().unwrap() < 1e-5);
     assert!(told["matrices"][0]["relative_error"].is_null());
 }
 
