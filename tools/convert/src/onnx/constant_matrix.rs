@@ -71,11 +71,12 @@ impl Matrix {
             Some(tensor) => Some(Definition::Initializer(tensor)),
             None => producers.get(name).map(Definition::Node),
         };
-        Self::defined(model, definition, name, MatrixShape::TwoDimensions)
+        let matrix = Self::defined(model, definition, name, MatrixShape::TwoDimensions)?;
+        Ok(matrix.filter(|matrix| !matrix.is_double()))
     }
 
-    /// As [`behind`](Self::behind), where `definition` says what a name stands for: in the body of an `If`, also what the
-    /// graphs around it define.
+    /// As [`behind`](Self::behind), of f64 too, where `definition` says what a name stands for: in the body of an `If`, also
+    /// what the graphs around it define.
     pub(crate) fn defined<'a>(
         model: &OnnxModel,
         definition: impl Fn(&str) -> Option<Definition<'a>>,
@@ -161,12 +162,18 @@ impl Matrix {
     pub(crate) fn data_type(&self) -> DataType {
         self.casts.last().copied().unwrap_or(self.stored.data_type)
     }
+
+    /// Whether it is of f64 anywhere on its way.
+    pub(crate) fn is_double(&self) -> bool {
+        self.stored.data_type == DataType::Double || self.casts.contains(&DataType::Double)
+    }
 }
 
-fn is_float(data_type: DataType) -> bool {
+/// Whether weights of this type can be read.
+pub(crate) fn is_float(data_type: DataType) -> bool {
     matches!(
         data_type,
-        DataType::Float | DataType::Float16 | DataType::Bfloat16
+        DataType::Float | DataType::Float16 | DataType::Bfloat16 | DataType::Double
     )
 }
 
@@ -237,14 +244,14 @@ impl FloatRows for ChannelRows {
         if self.channel_axis == 0 {
             self.matrix
                 .stored
-                .read_f32(range.start * columns..range.end * columns, out)?;
+                .read_rounded(range.start * columns..range.end * columns, out)?;
         } else {
             let mut of_column = vec![0.0; range.len()];
             for column in 0..columns {
                 let start = column * rows;
                 self.matrix
                     .stored
-                    .read_f32(start + range.start..start + range.end, &mut of_column)?;
+                    .read_rounded(start + range.start..start + range.end, &mut of_column)?;
                 for (row, &value) in of_column.iter().enumerate() {
                     out[row * columns + column] = value;
                 }
@@ -262,7 +269,15 @@ impl FloatRows for ChannelRows {
             }
         }
         if self.factor != 1.0 {
-            out.iter_mut().for_each(|value| *value *= self.factor);
+            // The product would be multiplied where its weights are too small to be.
+            out.iter_mut().for_each(|value| {
+                let product = *value * self.factor;
+                *value = if product == 0.0 && *value != 0.0 && self.factor != 0.0 {
+                    f32::from_bits(1).copysign(product)
+                } else {
+                    product
+                };
+            });
         }
         Ok(())
     }

@@ -54,6 +54,15 @@ pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
+pub(crate) fn string(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::String as i32),
+        s: Some(Bytes::from(value.to_owned())),
+        ..AttributeProto::default()
+    }
+}
+
 pub(crate) fn tensor_attribute(name: &str, value: TensorProto) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),

@@ -176,6 +176,32 @@ impl TensorView {
         Ok(())
     }
 
+    /// As [`read_f32`](Self::read_f32), and f64 rounded: what f32 is too coarse for becomes its smallest number and not zero,
+    /// so that no weight seems to be absent; what is too large becomes infinite.
+    ///
+    /// # Errors
+    /// As [`read_f32`](Self::read_f32).
+    pub(crate) fn read_rounded(
+        &self,
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), OnnxError> {
+        let is_inside = range.start <= range.end && range.end <= self.elements;
+        if self.data_type != DataType::Double || !is_inside || range.len() != out.len() {
+            return self.read_f32(range, out);
+        }
+        let data = self.data.get(range.start * 8..range.end * 8);
+        let chunks = data.unwrap_or_default().as_chunks::<8>().0;
+        for (value, bytes) in out.iter_mut().zip(chunks) {
+            let exact = f64::from_le_bytes(*bytes);
+            *value = exact as f32;
+            if *value == 0.0 && exact != 0.0 {
+                *value = f32::from_bits(1).copysign(exact as f32);
+            }
+        }
+        Ok(())
+    }
+
     /// All elements as i64, from any integer type or BOOL.
     ///
     /// # Errors

@@ -4,8 +4,14 @@ use super::order::used_names;
 use super::proto::GraphProto;
 use std::collections::{HashMap, HashSet};
 
-/// Drops nodes whose results nothing uses, and initializers that no node reads.
+/// Drops nodes whose results nothing uses, and initializers that no node reads, in a graph and in the bodies inside it.
 pub(crate) fn drop_unused(graph: &mut GraphProto) {
+    // What a body does not read any more may be all that wanted a value of the graph around it.
+    let attributes = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
+    for attribute in attributes {
+        let bodies = attribute.g.iter_mut().chain(&mut attribute.graphs);
+        bodies.for_each(drop_unused);
+    }
     let mut producers: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
         producers.extend(node.output.iter().map(|output| (output.as_str(), index)));

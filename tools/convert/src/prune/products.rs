@@ -1,22 +1,16 @@
 //! The products of an ONNX model with constant weights, in its graph and in the bodies inside it.
 
 use crate::onnx::{
-    ChannelRows, DataType, Definition, Matrix, MatrixShape, OnnxError, OnnxModel, Producers,
+    ChannelRows, DataType, Definition, Matrix, MatrixShape, Names, OnnxError, OnnxModel, Place,
+    Scopes, count_graphs, moves,
     proto::{GraphProto, NodeProto, TensorProto},
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// Longer chains of casts and reshapes than any exporter writes.
 const MAX_CHAIN: usize = 64;
 /// Constants with fewer elements are not named when they are left: they weigh nothing.
 const SMALLEST_NAMED: usize = 1024;
-
-/// Where a model stores a tensor: the graph's number, counted as [`graphs`] walks through them, and the value there.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
-    pub(super) graph: usize,
-    pub(super) value: String,
-}
 
 /// A node that has constant floats for weights.
 pub(super) struct Weighted<'a> {
@@ -38,154 +32,43 @@ pub(super) enum Reads {
     Otherwise(Option<String>),
 }
 
-/// The graphs of a model: the main one and the bodies of `If`, `Loop` and `Scan` in it, each with the numbers of those around
-/// it, outermost first.
-pub(super) fn graphs(main: &GraphProto) -> Vec<(&GraphProto, Vec<usize>)> {
-    fn walk<'a>(
-        graph: &'a GraphProto,
-        around: &[usize],
-        found: &mut Vec<(&'a GraphProto, Vec<usize>)>,
-    ) {
-        let mut around = around.to_vec();
-        found.push((graph, around.clone()));
-        around.push(found.len() - 1);
-        for body in graph.node.iter().flat_map(NodeProto::subgraphs) {
-            walk(body, &around, found);
+/// Whether a value was made from integers, perhaps moved since.
+fn was_quantized(names: &Names<'_, '_>, name: &str) -> bool {
+    let mut name = name.to_owned();
+    for _ in 0..MAX_CHAIN {
+        let Some((_, Definition::Node(node))) = names.define(&name) else {
+            return false;
+        };
+        if node.is("DequantizeLinear") {
+            let integers = node.input_name(0);
+            return integers.is_some_and(|name| names.constant(name).is_some());
+        }
+        match node.input_name(0) {
+            Some(input) if moves(node) => name = input.to_owned(),
+            _ => return false,
         }
     }
-    let mut found = vec![];
-    walk(main, &[], &mut found);
-    found
+    false
 }
 
-/// Calls `change` for each graph with its number, as [`graphs`] counts them.
-pub(super) fn change_graphs(main: &mut GraphProto, change: &mut dyn FnMut(usize, &mut GraphProto)) {
-    fn walk(
-        graph: &mut GraphProto,
-        next: &mut usize,
-        change: &mut dyn FnMut(usize, &mut GraphProto),
-    ) {
-        change(*next, graph);
-        *next += 1;
-        let attributes = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
-        for attribute in attributes {
-            for body in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-                walk(body, next, change);
-            }
-        }
-    }
-    walk(main, &mut 0, change);
-}
-
-/// What the names in one graph stand for.
-struct Scope<'a> {
-    initializers: HashMap<&'a str, &'a TensorProto>,
-    producers: Producers<'a>,
-}
-
-impl<'a> Scope<'a> {
-    fn of(graph: &'a GraphProto) -> Scope<'a> {
-        let initializers = graph.initializer.iter();
-        Scope {
-            initializers: initializers.map(|tensor| (tensor.name(), tensor)).collect(),
-            producers: Producers::of(graph),
-        }
-    }
-
-    fn definition(&self, name: &str) -> Option<Definition<'a>> {
-        match self.initializers.get(name) {
-            Some(tensor) => Some(Definition::Initializer(tensor)),
-            None => self.producers.get(name).map(Definition::Node),
-        }
-    }
-}
-
-/// What the names in a graph stand for: in itself and in those around it.
-struct Names<'s, 'a> {
-    scopes: &'s [Scope<'a>],
-    /// The graph's number, and those around it from the inside out.
-    seen: Vec<usize>,
-}
-
-impl<'a> Names<'_, 'a> {
-    /// What a name stands for, and the number of the graph that says so.
-    fn define(&self, name: &str) -> Option<(usize, Definition<'a>)> {
-        self.seen
-            .iter()
-            .find_map(|number| Some((*number, self.scopes[*number].definition(name)?)))
-    }
-
-    /// Where the constant behind a name is stored, and its message.
-    fn constant(&self, name: &str) -> Option<(Place, &'a TensorProto)> {
-        let mut name = name.to_owned();
-        for _ in 0..MAX_CHAIN {
-            let (graph, definition) = self.define(&name)?;
-            let node = match definition {
-                Definition::Initializer(tensor) => {
-                    return Some((Place { graph, value: name }, tensor));
-                }
-                Definition::Node(node) => node,
-            };
-            if node.is("Constant") {
-                return Some((Place { graph, value: name }, node.tensor("value")?));
-            }
-            name = node.input_name(0).filter(|_| moves(node))?.to_owned();
-        }
-        None
-    }
-
-    /// Whether a value was made from integers, perhaps moved since.
-    fn was_quantized(&self, name: &str) -> bool {
-        let mut name = name.to_owned();
-        for _ in 0..MAX_CHAIN {
-            let Some((_, Definition::Node(node))) = self.define(&name) else {
-                return false;
-            };
-            if node.is("DequantizeLinear") {
-                let integers = node.input_name(0);
-                return integers.is_some_and(|name| self.constant(name).is_some());
-            }
-            match node.input_name(0) {
-                Some(input) if moves(node) => name = input.to_owned(),
-                _ => return false,
-            }
-        }
-        false
-    }
-
-    fn matrix(
-        &self,
-        model: &OnnxModel,
-        name: &str,
-        shape: MatrixShape,
-    ) -> Result<Option<Matrix>, OnnxError> {
-        let definition = |name: &str| Some(self.define(name)?.1);
-        Matrix::defined(model, definition, name, shape)
-    }
-}
-
-/// Whether a node gives the values of its first input in another shape, order or type.
-fn moves(node: &NodeProto) -> bool {
-    node.is_onnx()
-        && matches!(
-            node.op_type(),
-            "Cast" | "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Transpose" | "Unsqueeze"
-        )
+fn matrix(
+    model: &OnnxModel,
+    names: &Names<'_, '_>,
+    name: &str,
+    shape: MatrixShape,
+) -> Result<Option<Matrix>, OnnxError> {
+    let definition = |name: &str| Some(names.define(name)?.1);
+    let matrix = Matrix::defined(model, definition, name, shape)?;
+    Ok(matrix.filter(|matrix| !matrix.is_double()))
 }
 
 /// Every node with constant weights, in the order of the graphs.
 pub(super) fn weighted(model: &OnnxModel) -> Result<Vec<Weighted<'_>>, OnnxError> {
-    let graphs = graphs(model.graph());
-    let scopes: Vec<Scope<'_>> = graphs.iter().map(|(graph, _)| Scope::of(graph)).collect();
-    let mut heads = Heads::of(&graphs);
+    let scopes = Scopes::of(model.graph());
+    let mut heads = Heads::of(model.graph(), scopes.count());
     let mut found = vec![];
-    for (number, (graph, around)) in graphs.iter().enumerate() {
-        let names = Names {
-            scopes: &scopes,
-            seen: std::iter::once(number)
-                .chain(around.iter().rev().copied())
-                .collect(),
-        };
+    for (graph, names) in scopes.each() {
+        let number = names.graph();
         heads.follow(number, graph, &names);
         for node in graph.node.iter().filter(|node| !moves(node)) {
             read(model, &names, node, |place, reads| {
@@ -250,7 +133,7 @@ fn read(
             continue;
         }
         let channel_axis = usize::from(!transposed);
-        match (names.matrix(model, name, shape)?, place) {
+        match (matrix(model, names, name, shape)?, place) {
             (Some(matrix), Some((place, _))) => {
                 let rows = ChannelRows::new(matrix, channel_axis, 1.0);
                 tell(Some(place), Reads::Product(rows));
@@ -265,7 +148,7 @@ fn read(
                 });
                 tell(Some(place), Reads::Otherwise(reason));
             }
-            (_, None) if names.was_quantized(name) => {
+            (_, None) if was_quantized(names, name) => {
                 tell(None, Reads::Otherwise(Some(QUANTIZED.to_owned())));
             }
             (_, None) => {}
@@ -321,9 +204,9 @@ fn other_reason(node: &NodeProto, tensor: &TensorProto) -> Option<String> {
 struct Heads(Vec<HashSet<String>>);
 
 impl Heads {
-    fn of(graphs: &[(&GraphProto, Vec<usize>)]) -> Heads {
-        let mut values = vec![HashSet::new(); graphs.len()];
-        if let (Some(main), Some((graph, _))) = (values.first_mut(), graphs.first()) {
+    fn of(graph: &GraphProto, graphs: usize) -> Heads {
+        let mut values = vec![HashSet::new(); graphs];
+        if let Some(main) = values.first_mut() {
             main.extend(graph.output.iter().map(|output| output.name().to_owned()));
         }
         Heads(values)
@@ -371,14 +254,8 @@ impl Heads {
                     .map(|(_, result)| result.name().to_owned())
                     .collect();
                 self.0[next].extend(results);
-                next += count(body);
+                next += count_graphs(body);
             }
         }
     }
-}
-
-/// A graph and all bodies in it.
-fn count(graph: &GraphProto) -> usize {
-    let bodies = graph.node.iter().flat_map(NodeProto::subgraphs);
-    1 + bodies.map(count).sum::<usize>()
 }

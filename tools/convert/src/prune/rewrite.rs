@@ -1,11 +1,11 @@
 //! The pruned weights in the stored tensors.
 
 use super::measure::Verdict;
-use super::products::{Place, QUANTIZED, Reads, Weighted, change_graphs};
+use super::products::{QUANTIZED, Reads, Weighted};
 use super::selection::{Pattern, scores, select};
 use super::{PruneError, PruneReport, PrunedMatrix};
 use crate::onnx::{
-    ChannelRows, DataType, FloatRows, OnnxModel, Spool, for_each_stored,
+    ChannelRows, DataType, FloatRows, OnnxModel, Place, Spool, change_graphs, for_each_stored,
     proto::{GraphProto, ModelProto, TensorProto},
 };
 use crate::plan::LeftNode;
