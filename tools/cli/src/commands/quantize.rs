@@ -9,7 +9,7 @@ use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
 use niwaki_convert::plan::{Weights, Wishes};
-use niwaki_convert::quantize::{QuantizeOptions, QuantizeReport, quantize_model};
+use niwaki_convert::quantize::{LeftTensor, QuantizeOptions, QuantizeReport, quantize_model};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,12 @@ use std::path::{Path, PathBuf};
 /// Quantize the weights of an ONNX model.
 ///
 /// Float matrices become blocks of 32 with one scale each, rounded to nearest and symmetric, in the standard
-/// operators com.microsoft MatMulNBits and GatherBlockQuantized: onnxruntime runs the result. Weights that
-/// are quantized already stay as they are, and so do the floats beside them, unless --weights or --embedding ask
-/// for something else. A model in which nothing can be quantized is refused.
+/// operators com.microsoft MatMulNBits and GatherBlockQuantized: onnxruntime runs the result. Weights of
+/// convolutions, of Einsum, of recurrences and of other products become int8 with a scale for each output channel,
+/// before a DequantizeLinear. What stays float is listed, with its reason and its bytes.
+///
+/// Weights that are quantized already stay as they are, and so do the floats beside them, unless --weights or
+/// --embedding ask for something else. A model in which nothing can be quantized is refused.
 #[derive(Args)]
 pub(super) struct QuantizeArgs {
     /// The model to read; its external data is found beside it.
@@ -28,7 +31,7 @@ pub(super) struct QuantizeArgs {
     /// The model to write.
     #[arg(short, long, value_name = "OUT.onnx")]
     output: PathBuf,
-    /// Bits of a weight; int4 if nothing is said, or none in a model that holds quantized weights.
+    /// Bits of a weight in blocks; int4 if nothing is said, or none in a model that holds quantized weights.
     #[arg(long, value_enum)]
     weights: Option<Integers>,
     /// How a float embedding is stored; if nothing is said, as --weights says, or as it is in a model that holds
@@ -153,10 +156,69 @@ impl fmt::Display for Summary<'_> {
             terminal::bytes(self.size_bytes)
         )?;
         writeln!(f, "{}", plan::table(plan))?;
-        write!(f, "{}", plan::left(left))?;
+        write!(f, "{}", left_floats(left))?;
         for warning in &self.warnings {
             writeln!(f, "warning: {warning}")?;
         }
         Ok(())
     }
+}
+
+/// Reasons that are printed; --json has every tensor.
+const MOST_REASONS: usize = 8;
+
+/// What stays float: how much of it, and a line for each reason, the most bytes first.
+fn left_floats(left: &[LeftTensor]) -> String {
+    struct Line<'a> {
+        first: &'a LeftTensor,
+        count: usize,
+        size_bytes: u64,
+    }
+    let mut lines: Vec<Line<'_>> = vec![];
+    for tensor in left {
+        match lines
+            .iter_mut()
+            .find(|line| line.first.reason == tensor.reason)
+        {
+            Some(line) => {
+                line.count += 1;
+                line.size_bytes = line.size_bytes.saturating_add(tensor.size_bytes);
+            }
+            None => lines.push(Line {
+                first: tensor,
+                count: 1,
+                size_bytes: tensor.size_bytes,
+            }),
+        }
+    }
+    lines.sort_by_key(|line| std::cmp::Reverse(line.size_bytes));
+    let all = lines.iter().map(|line| line.size_bytes);
+    let all = all.fold(0, u64::saturating_add);
+    let (shown, others) = lines.split_at(lines.len().min(MOST_REASONS));
+    let mut text = match left.len() {
+        0 => return String::new(),
+        1 => format!("left in floats: 1 tensor, {}\n", terminal::bytes(all)),
+        count => format!(
+            "left in floats: {count} tensors, {}\n",
+            terminal::bytes(all)
+        ),
+    };
+    for line in shown {
+        let more = match line.count - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let size = terminal::bytes(line.size_bytes);
+        let LeftTensor { name, reason, .. } = line.first;
+        text.push_str(&format!("  {size:>9}  {name}{more}: {reason}\n"));
+    }
+    if !others.is_empty() {
+        let size = others.iter().map(|line| line.size_bytes);
+        let size = terminal::bytes(size.fold(0, u64::saturating_add));
+        let reasons = others.len();
+        text.push_str(&format!(
+            "  {size:>9}  for {reasons} other reasons: see --json\n"
+        ));
+    }
+    text
 }

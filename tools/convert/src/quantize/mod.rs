@@ -6,20 +6,26 @@
 //! - `shelf`: quantized matrices on disk, so that work that was stopped can go on
 //! - what they share: `matrix`: a matrix row by row, `levels`: the values that codes stand for, `scale`: the search,
 //!   `codebook_fit`: the values of a matrix's codebook, `feedback`: how errors are fed back
-//! - `candidates`: the matrices of an ONNX model, and which of them can be quantized at all
+//! - `stored`: the constants of an ONNX model and what reads them, `operand`: what nodes do with them, `candidates`: those
+//!   that blocks can hold, `decisions`: what becomes of each, `left`: what stays floats
 //! - `rewrite`: quantizes what the [plan](crate::plan) says and replaces nodes; `nodes`: the new ones, `store`: their
-//!   tensors, `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`
+//!   tensors, `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`, `channels`: tensors of any shape
+//!   with one scale for each channel
 //!
 //! A new quantizer implements [`Quantizer`]; nothing else has to change.
 
 mod candidates;
+mod channels;
 mod codebook_fit;
+mod decisions;
 mod feedback;
 mod gptq;
 mod lattice;
+mod left;
 mod levels;
 mod matrix;
 mod nodes;
+mod operand;
 mod operators;
 mod quantizer;
 mod rewrite;
@@ -28,6 +34,7 @@ mod scale;
 mod search;
 mod shelf;
 mod store;
+mod stored;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -35,6 +42,7 @@ mod tests;
 pub use crate::plan::Code;
 pub use gptq::Gptq;
 pub use lattice::{KeepLattice, OnLattice, on_lattice};
+pub use left::LeftTensor;
 pub use quantizer::{
     QuantizeError, QuantizedRows, Quantizer, ScaleGrid, Target, quantize_in_reach,
 };
@@ -44,7 +52,7 @@ pub use shelf::{Shelf, ShelfError};
 
 use crate::lower::ModelFacts;
 use crate::onnx::OnnxModel;
-use crate::plan::{LeftNode, Plan, Weights, Wishes};
+use crate::plan::{Plan, Weights, Wishes};
 use serde::Serialize;
 
 /// Columns that share a scale.
@@ -85,8 +93,8 @@ pub struct QuantizeReport {
     pub plan: Plan,
     /// The matrices that were quantized, in the order of the graph.
     pub quantized: Vec<QuantizedMatrix>,
-    /// Nodes with float weights that were left as they are, and why.
-    pub left: Vec<LeftNode>,
+    /// Every stored tensor of floats that was left as it is, and why; single numbers are not counted.
+    pub left: Vec<LeftTensor>,
 }
 
 /// One quantized matrix.
@@ -102,15 +110,20 @@ pub struct QuantizedMatrix {
     pub relative_error: f64,
 }
 
-/// Quantizes a model's matrices by rounding to nearest.
+/// Quantizes a model's weights by rounding to nearest, in its graph and in the bodies of `If`, `Loop` and `Scan`.
 ///
 /// Every `MatMul`, `Gemm` and `FusedMatMul` by a constant matrix becomes a `MatMulNBits` (and an `Add` of the bias),
 /// every lookup of token embeddings in a constant table a `GatherBlockQuantized`. Equal tables, such as an embedding and
-/// the output head tied to it, are stored once. Nodes that are quantized already, also by `DequantizeLinear`, are left as
-/// they are; so are the floats beside them, unless the wishes name them. What no node uses any more is dropped.
+/// the output head tied to it, are stored once. Other weights (of `Conv`, `ConvTranspose`, `Einsum`, recurrences, products
+/// that blocks do not suit) become 8-bit integers with a scale for each output channel, which `DequantizeLinear` makes
+/// floats of where they were stored, or `Cast` and `Mul` where that has no axis.
+///
+/// Nodes that are quantized already, also by `DequantizeLinear`, are left as they are; so are the floats beside them,
+/// unless the wishes name them. What no node uses any more is dropped. Where 16-bit scales do not reach, products are
+/// computed in f32; where no scale does, floats stay.
 ///
 /// # Errors
-/// When a weight cannot be read, is not finite, or is out of range, and when nothing would be quantized.
+/// When a weight cannot be read or is not finite, and when nothing would be quantized.
 pub fn quantize_model(
     model: &OnnxModel,
     options: &QuantizeOptions,

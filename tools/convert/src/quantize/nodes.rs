@@ -1,5 +1,6 @@
 //! The nodes that take the place of products and lookups.
 
+use super::channels::ChannelTensors;
 use super::store::{QuantizedTensors, Store};
 use super::{BLOCK, Code, QuantizeError};
 use crate::onnx::FloatRows;
@@ -47,20 +48,35 @@ pub(super) fn product_nodes(
         || output.clone(),
         |_| store.unused_name(&format!("{output}_without_bias")),
     );
-    let mut nodes = vec![NodeProto {
+    let wanted = rows.matrix.data_type();
+    let is_cast = tensors.scale_type != wanted;
+    let (mut from, mut to) = (node.input[0].clone(), product.clone());
+    let mut nodes = vec![];
+    if is_cast {
+        let wide = store.unused_name(&format!("{output}_wide_input"));
+        let cast_name = format!("{}/widen", node.name());
+        nodes.push(cast_node(cast_name, &from, &wide, tensors.scale_type));
+        from = wide;
+        to = store.unused_name(&format!("{product}_wide"));
+    }
+    nodes.push(NodeProto {
         input: vec![
-            node.input[0].clone(),
+            from,
             tensors.integers.name.clone(),
             tensors.scales.name.clone(),
         ],
-        output: vec![product.clone()],
+        output: vec![to.clone()],
         name: node.name.clone(),
         op_type: Some("MatMulNBits".to_owned()),
         domain: Some("com.microsoft".to_owned()),
         attribute,
         metadata_props: node.metadata_props.clone(),
         ..NodeProto::default()
-    }];
+    });
+    if is_cast {
+        let cast_name = format!("{}/narrow", node.name());
+        nodes.push(cast_node(cast_name, &to, &product, wanted));
+    }
     nodes.extend(bias.map(|bias| NodeProto {
         input: vec![product, bias.to_owned()],
         output: vec![output],
@@ -103,9 +119,16 @@ pub(super) fn lookup_nodes(
         });
         data = reshaped;
     }
+    let wanted = rows.matrix.data_type();
+    let output = node.output.first().cloned().unwrap_or_default();
+    let looked_up = if tensors.scale_type == wanted {
+        output.clone()
+    } else {
+        store.unused_name(&format!("{output}_wide"))
+    };
     nodes.push(NodeProto {
         input: vec![data, node.input[1].clone(), tensors.scales.name.clone()],
-        output: node.output.clone(),
+        output: vec![looked_up.clone()],
         name: node.name.clone(),
         op_type: Some("GatherBlockQuantized".to_owned()),
         domain: Some("com.microsoft".to_owned()),
@@ -118,5 +141,68 @@ pub(super) fn lookup_nodes(
         metadata_props: node.metadata_props.clone(),
         ..NodeProto::default()
     });
+    if looked_up != output {
+        let cast_name = format!("{}/narrow", node.name());
+        nodes.push(cast_node(cast_name, &looked_up, &output, wanted));
+    }
     Ok(nodes)
+}
+
+/// What gives the value `name` of type `data_type` from 8-bit integers.
+pub(super) fn dequantize_nodes(
+    store: &mut Store,
+    name: &str,
+    tensors: &ChannelTensors,
+    data_type: DataType,
+) -> Vec<NodeProto> {
+    let (integers, scales) = (&tensors.integers.name, &tensors.scales.name);
+    let floats = if data_type == DataType::Float {
+        name.to_owned()
+    } else {
+        store.unused_name(&format!("{name}_wide"))
+    };
+    let mut nodes = vec![];
+    match tensors.axis {
+        Some(axis) => nodes.push(NodeProto {
+            input: vec![integers.clone(), scales.clone()],
+            output: vec![floats.clone()],
+            name: Some(format!("{name}/dequantize")),
+            op_type: Some("DequantizeLinear".to_owned()),
+            attribute: vec![int_attribute("axis", axis as i64)],
+            ..NodeProto::default()
+        }),
+        // Older operator sets have no axis there, and none has two.
+        None => {
+            let numbers = store.unused_name(&format!("{name}_integers"));
+            let cast_name = format!("{name}/integers");
+            nodes.push(cast_node(cast_name, integers, &numbers, DataType::Float));
+            nodes.push(NodeProto {
+                input: vec![numbers, scales.clone()],
+                output: vec![floats.clone()],
+                name: Some(format!("{name}/dequantize")),
+                op_type: Some("Mul".to_owned()),
+                ..NodeProto::default()
+            });
+        }
+    }
+    if floats != name {
+        nodes.push(cast_node(
+            format!("{name}/narrow"),
+            &floats,
+            name,
+            data_type,
+        ));
+    }
+    nodes
+}
+
+fn cast_node(name: String, from: &str, to: &str, data_type: DataType) -> NodeProto {
+    NodeProto {
+        input: vec![from.to_owned()],
+        output: vec![to.to_owned()],
+        name: Some(name),
+        op_type: Some("Cast".to_owned()),
+        attribute: vec![int_attribute("to", data_type as i64)],
+        ..NodeProto::default()
+    }
 }

@@ -16,11 +16,17 @@ use half::{bf16, f16};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+/// Smaller scales are less than 16 times the smallest f16: rounded to one, they would be wrong by more than 3 %.
+const COARSE_SCALE: f32 = 1.0 / (1 << 20) as f32;
+
 /// A quantized matrix among the new initializers.
 #[derive(Clone)]
 pub(super) struct QuantizedTensors {
     pub(super) integers: Stored,
     pub(super) scales: Stored,
+    /// The type of the scales, and of what is computed with them: f32 where that of the model is another but does not
+    /// reach all weights.
+    pub(super) scale_type: DataType,
     /// Root mean square of the error over that of the weights.
     pub(super) relative_error: f64,
 }
@@ -39,31 +45,40 @@ struct Tensor {
     range: Range<usize>,
 }
 
-/// What a quantized matrix is made of: the tensor, how it is read, the width of its integers, and how they are packed.
-type Made = ((String, usize, u32, Vec<DataType>), usize, bool);
+/// What a quantized matrix is made of: the graph and the tensor, how it is read, the width of its integers, and how they are
+/// packed.
+type Made = (usize, (String, usize, u32, Vec<DataType>), usize, bool);
 
 /// The new initializers; equal contents are stored once.
 pub(super) struct Store {
     spool: Spool,
     tensors: Vec<Tensor>,
-    by_content: HashMap<(DataType, blake3::Hash), Stored>,
+    /// By type, content and first dimension: that, too, has to be the same for one tensor to be used for two.
+    by_content: HashMap<(DataType, blake3::Hash, i64), Stored>,
     made: HashMap<Made, QuantizedTensors>,
     names: HashSet<String>,
 }
 
 impl Store {
-    pub(super) fn new(graph: &GraphProto) -> Result<Self, QuantizeError> {
-        let values = graph
-            .node
-            .iter()
-            .flat_map(|node| node.output.iter().chain(&node.input).map(String::as_str));
-        let initializers = graph.initializer.iter().map(|tensor| tensor.name());
-        let inputs = graph.input.iter().map(|input| input.name());
-        let names = values
-            .chain(initializers)
-            .chain(inputs)
-            .map(str::to_owned)
-            .collect();
+    /// For a model of these graphs.
+    pub(super) fn new<'a>(
+        graphs: impl Iterator<Item = &'a GraphProto>,
+    ) -> Result<Self, QuantizeError> {
+        let mut names = HashSet::new();
+        for graph in graphs {
+            let values = graph
+                .node
+                .iter()
+                .flat_map(|node| node.output.iter().chain(&node.input));
+            names.extend(values.cloned());
+            names.extend(
+                graph
+                    .initializer
+                    .iter()
+                    .map(|tensor| tensor.name().to_owned()),
+            );
+            names.extend(graph.input.iter().map(|input| input.name().to_owned()));
+        }
         Ok(Self {
             spool: Spool::new().map_err(QuantizeError::Spool)?,
             tensors: Vec::new(),
@@ -73,7 +88,7 @@ impl Store {
         })
     }
 
-    /// A name that nothing in the graph has.
+    /// A name that nothing in the graphs has.
     pub(super) fn unused_name(&mut self, wanted: &str) -> String {
         let mut name = wanted.to_owned();
         let mut count = 1;
@@ -104,9 +119,22 @@ impl Store {
         hash: blake3::Hash,
         range: Range<usize>,
     ) -> Stored {
-        if let Some(stored) = self.by_content.get(&(data_type, hash)) {
+        let content = (data_type, hash, dims.first().copied().unwrap_or(0));
+        if let Some(stored) = self.by_content.get(&content) {
             return stored.clone();
         }
+        let stored = self.list(wanted, data_type, dims, range);
+        self.by_content.insert(content, stored.clone());
+        stored
+    }
+
+    fn list(
+        &mut self,
+        wanted: &str,
+        data_type: DataType,
+        dims: Vec<i64>,
+        range: Range<usize>,
+    ) -> Stored {
         let stored = Stored {
             name: self.unused_name(wanted),
             dims,
@@ -117,8 +145,42 @@ impl Store {
             data_type,
             range,
         });
-        self.by_content.insert((data_type, hash), stored.clone());
         stored
+    }
+
+    /// As [`add`](Self::add), for a tensor whose shape matters: it is no other of the same content.
+    pub(super) fn add_apart(
+        &mut self,
+        wanted: &str,
+        data_type: DataType,
+        dims: Vec<i64>,
+        data: &[u8],
+    ) -> Result<Stored, QuantizeError> {
+        let start = self.spooled();
+        self.spool(data)?;
+        Ok(self.keep_spooled(wanted, data_type, dims, start))
+    }
+
+    /// How many bytes were spooled.
+    pub(super) fn spooled(&self) -> usize {
+        self.spool.len()
+    }
+
+    /// Appends bytes of a tensor.
+    pub(super) fn spool(&mut self, data: &[u8]) -> Result<(), QuantizeError> {
+        let appended = self.spool.append(data).map(|_| ());
+        appended.map_err(QuantizeError::Spool)
+    }
+
+    /// Makes a tensor of all that was spooled since.
+    pub(super) fn keep_spooled(
+        &mut self,
+        wanted: &str,
+        data_type: DataType,
+        dims: Vec<i64>,
+        start: usize,
+    ) -> Stored {
+        self.list(wanted, data_type, dims, start..self.spool.len())
     }
 
     /// Quantizes a matrix, unless it was before.
@@ -131,7 +193,8 @@ impl Store {
         let rows = &candidate.rows;
         // Rows of whole blocks are packed alike for both uses.
         let ragged_lookup = candidate.use_of.is_lookup() && !rows.columns().is_multiple_of(BLOCK);
-        let made = (rows.identity(), code.bits(), ragged_lookup);
+        let graph = candidate.place.graph;
+        let made = (graph, rows.identity(), code.bits(), ragged_lookup);
         if let Some(tensors) = self.made.get(&made) {
             return Ok(tensors.clone());
         }
@@ -160,10 +223,15 @@ impl Store {
             Some(_) => &KeepLattice,
             None => quantizer,
         };
-        let quantized = match data_type {
-            // Its scales are f32 as well.
-            DataType::Float => quantize_in_reach(quantizer, rows, None, target)?.0,
-            _ => quantizer.quantize(rows, None, target)?,
+        let (mut quantized, mut reached) = quantize_in_reach(quantizer, rows, None, target)?;
+        let is_coarse = |scale: &f32| *scale != 0.0 && scale.abs() < COARSE_SCALE;
+        if reached.grid != ScaleGrid::F32 && quantized.scales.iter().any(is_coarse) {
+            reached = target.with_wide_scales();
+            quantized = quantizer.quantize(rows, None, reached)?;
+        }
+        let scale_type = match (reached.grid, data_type) {
+            (ScaleGrid::F16 | ScaleGrid::Bf16, DataType::Float16 | DataType::Bfloat16) => data_type,
+            _ => DataType::Float,
         };
         let pack = |panel: Range<usize>| {
             let mut values = vec![0.0; panel.len() * columns];
@@ -181,7 +249,7 @@ impl Store {
                     Use::Lookup => pack_gather_row(row, code, &mut packed.integers),
                 }
                 packed.measure(values, row, row_scales);
-                append_scales(row_scales, data_type, &mut packed.scales);
+                append_scales(row_scales, scale_type, &mut packed.scales);
             }
             Ok::<_, QuantizeError>(packed)
         };
@@ -211,10 +279,11 @@ impl Store {
             integers: self.keep(&name, DataType::Uint8, dims, hasher.finalize(), integers),
             scales: self.add(
                 &format!("{name}_scales"),
-                data_type,
+                scale_type,
                 vec![count as i64, blocks as i64],
                 &rest.scales,
             )?,
+            scale_type,
             relative_error: rest.relative_error(),
         })
     }

@@ -1,5 +1,6 @@
 //! What quantizers do to a matrix, and what the rewrite leaves of a graph.
 
+mod any_operator;
 mod methods;
 mod rewrite;
 
