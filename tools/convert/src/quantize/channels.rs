@@ -35,9 +35,10 @@ impl Channels {
         };
         for &axis in axes.iter().rev() {
             let size = dims.get(axis).copied().unwrap_or(1);
-            let apart = dims.iter().skip(axis + 1).product();
+            let inside = dims.iter().skip(axis + 1);
+            let apart = inside.fold(1usize, |product, dim| product.saturating_mul(*dim));
             channels.axes.push((apart, size, channels.count));
-            channels.count *= size;
+            channels.count = channels.count.saturating_mul(size);
         }
         channels
     }

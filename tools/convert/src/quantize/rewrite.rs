@@ -66,7 +66,7 @@ fn weights(found: &Found<'_>, decisions: &Decisions) -> usize {
     });
     let channels = decisions.channels.iter();
     let channels = channels.map(|to| found.tensors[to.tensor].elements());
-    blocks.chain(channels).sum()
+    blocks.chain(channels).fold(0, usize::saturating_add)
 }
 
 /// What was made so far.
@@ -84,7 +84,7 @@ struct Work<'p> {
 
 impl Work<'_> {
     fn advance(&mut self, weights: usize) {
-        self.done += weights;
+        self.done = self.done.saturating_add(weights);
         (self.progress)(self.done as f64 / self.all.max(1) as f64);
     }
 
