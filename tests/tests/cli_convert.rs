@@ -247,6 +247,33 @@ fn a_quantize_says_the_same_of_onnx() {
 }
 
 #[test]
+fn a_quantize_by_a_text_says_what_the_text_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model.onnx");
+    let model = demo_export().join("model.onnx");
+    let quantize = || niwaki!("quantize", &model, "-o", &output);
+    let text = said(
+        quantize()
+            .args([
+                "--method",
+                "gptq",
+                "--calibration-tokens",
+                "512",
+                "--calibration",
+            ])
+            .arg(calibration()),
+    );
+    for kind in ["q/k/v", "o ", "gate/up", "down"] {
+        let line = text.lines().find(|line| line.starts_with(kind)).unwrap();
+        assert!(line.contains("GPTQ"), "{line}");
+    }
+    let error = refused(quantize().args(["--method", "gptq"]));
+    assert!(error.contains("--calibration"), "{error}");
+    let error = refused(quantize().arg("--calibration").arg(calibration()));
+    assert!(error.contains("leave out --calibration"), "{error}");
+}
+
+#[test]
 fn floats_beside_quantized_matrices_are_not_quantized_silently() {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("model.niwaki");

@@ -235,7 +235,7 @@ impl CommandError {
                 ..
             } => "give a template with --template FILE, or continue a text with `niwaki run`",
             CommandError::NoCalibration { .. } => {
-                "give --calibration FILE, or prune by magnitude, which needs no text"
+                "give --calibration FILE, or prune by magnitude or quantize by rtn, which need no text"
             }
             CommandError::NoReport { .. } => {
                 "build it with a calibrated method, such as gptq, or measure it with niwaki eval"

@@ -1,17 +1,23 @@
 //! `niwaki quantize`: ONNX to smaller ONNX.
 
 use super::error::CommandError;
-use super::staging::Staging;
+use super::prune::calibration_tokens;
+use super::staging::{Scratch, Staging};
 use super::{plan, print, print_json};
 use crate::terminal::{self, Progress};
 use clap::{Args, ValueEnum};
+use niwaki_convert::calibrate::Calibration;
 use niwaki_convert::export::Export;
 use niwaki_convert::memory::give_back_large_blocks;
 use niwaki_convert::onnx::{OnnxModel, WeightLocation, write_model};
 use niwaki_convert::plan::{Weights, Wishes};
-use niwaki_convert::quantize::{LeftTensor, QuantizeOptions, QuantizeReport, quantize_model};
+use niwaki_convert::quantize::{
+    Gptq, LeftTensor, QuantizeOptions, QuantizeReport, Quantizer, RoundToNearest, ScaleSearch,
+    quantize_model, quantize_model_calibrated,
+};
 use serde::Serialize;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Quantize the weights of an ONNX model.
@@ -38,10 +44,56 @@ pub(super) struct QuantizeArgs {
     /// quantized weights.
     #[arg(long, value_enum)]
     embedding: Option<Embedding>,
+    /// How weights in blocks are quantized.
+    #[arg(long, value_enum, default_value_t = Method::Rtn)]
+    method: Method,
+    /// UTF-8 text like those the model will see, for search and gptq, which take decoders that `niwaki build` takes.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Tokens of the calibration text that are used, from all over it.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "8192",
+        requires = "calibration"
+    )]
+    calibration_tokens: NonZeroUsize,
     /// Print what was quantized as JSON.
     #[arg(long)]
     json: bool,
 }
+
+/// Methods of quantization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Round to nearest: needs no text, and takes any model.
+    Rtn,
+    /// The scale of each block with the least error, weighted by how strongly its inputs are driven.
+    Search,
+    /// GPTQ: later columns make up for what rounding earlier ones does wrong.
+    Gptq,
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Rtn => "rtn",
+            Method::Search => "search",
+            Method::Gptq => "gptq",
+        }
+    }
+
+    fn quantizer(self) -> &'static dyn Quantizer {
+        match self {
+            Method::Rtn => &RoundToNearest,
+            Method::Search => &ScaleSearch,
+            Method::Gptq => &Gptq::USUAL,
+        }
+    }
+}
+
+/// Tokens that see each other in calibration.
+const WINDOW_TOKENS: usize = 512;
 
 /// Quantized forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,6 +151,8 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
         source,
     };
     give_back_large_blocks();
+    let sequences = sequences(args)?;
+    let scratch = Scratch::new().map_err(CommandError::write(&std::env::temp_dir()))?;
     let progress = Progress::share("quantizing");
     let model = OnnxModel::open(&args.input).map_err(|error| failed(error.into()))?;
     let staging = Staging::new(&args.output).map_err(CommandError::write(&args.output))?;
@@ -115,8 +169,20 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
             .unwrap_or_default(),
         ..QuantizeOptions::default()
     };
-    let (quantized, report) =
-        quantize_model(&model, &options, &mut |share| progress.at(share)).map_err(failed)?;
+    let mut tell = |share| progress.at(share);
+    let made = match &sequences {
+        None => quantize_model(&model, &options, &mut tell),
+        Some(sequences) => {
+            let calibration = Calibration {
+                sequences,
+                scratch: scratch.path(),
+                threads: 0,
+            };
+            let quantizer = args.method.quantizer();
+            quantize_model_calibrated(quantizer, &model, &options, calibration, &mut tell)
+        }
+    };
+    let (quantized, report) = made.map_err(failed)?;
     write_model(&quantized, &staging.path(), WeightLocation::Automatic)
         .map_err(|error| failed(error.into()))?;
     let size_bytes = staging
@@ -140,6 +206,25 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), CommandError> {
         print_json(&summary)
     } else {
         print(&summary.to_string())
+    }
+}
+
+/// The calibration text, where the method wants one.
+fn sequences(args: &QuantizeArgs) -> Result<Option<Vec<Vec<u32>>>, CommandError> {
+    match (&args.calibration, args.method) {
+        (None, Method::Rtn) => Ok(None),
+        (Some(_), Method::Rtn) => Err(CommandError::UnusedCalibration),
+        (None, method) => Err(CommandError::NoCalibration {
+            method: method.name(),
+        }),
+        (Some(text), _) => {
+            let export = Export::open(&args.input).map_err(|source| CommandError::Build {
+                path: args.input.clone(),
+                source: Box::new(source.into()),
+            })?;
+            let tokens = args.calibration_tokens.get();
+            calibration_tokens(&export, &args.input, text, tokens, WINDOW_TOKENS).map(Some)
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `pass`: the text through one piece after the other; `side_by_side`: and through what becomes of the model beside it
 //! - `observer`: what is kept of the rows that a matrix is multiplied with; `square_sums`, `gram`, `ranges` and `samples`
 //!   are the ones there are, `statistics` is any of them together
+//! - `origin`: the ONNX nodes that a matrix comes from
 //! - `own_text`: a text that the model writes itself
 //!
 //! Memory holds the residual stream of the text once (4 bytes for each token and column), the results of about
@@ -12,6 +13,7 @@
 
 mod gram;
 mod observer;
+mod origin;
 mod own_text;
 mod pass;
 mod piece_bundle;
@@ -27,6 +29,7 @@ mod tests;
 
 pub use gram::Gram;
 pub use observer::{MatrixInput, Observer};
+pub(crate) use origin::Origin;
 pub use own_text::{OwnText, own_text};
 pub use pass::{Follow, Pass, RUN_TOKENS, Replacements};
 pub use ranges::Ranges;

@@ -4,7 +4,7 @@ use super::error_feedback::{DAMPING, Feedback};
 use super::selection::{Pattern, prune_rows};
 use super::{Method, PruneError};
 use crate::calibrate::{
-    Calibration, Follow, Gram, MatrixInput, Observer, Pass, Replacements, SquareSums,
+    Calibration, Follow, Gram, MatrixInput, Observer, Origin, Pass, Replacements, SquareSums,
 };
 use crate::cholesky::Cholesky;
 use crate::lower::{Lowered, Matrix};
@@ -20,38 +20,6 @@ use std::ops::Range;
 pub(super) struct Projections<'a> {
     lowered: &'a Lowered,
     nodes: BTreeMap<MatrixId, Vec<Origin>>,
-}
-
-/// An ONNX node and the rows of a matrix that it computes.
-#[derive(Clone, Debug)]
-pub(super) struct Origin {
-    pub(super) node: String,
-    pub(super) rows: Range<usize>,
-}
-
-impl Origin {
-    /// The ONNX nodes that the rows of a matrix come from, in order; `reader` where it is only one, or where a node reads it
-    /// that others read too. Parts of one node that follow each other (queries, keys and values) are one.
-    pub(super) fn of(reader: &str, matrix: &Matrix) -> Vec<Origin> {
-        let mut origins: Vec<Origin> = vec![];
-        for origin in &matrix.origins {
-            let first = origins.last().map_or(0, |last| last.rows.end);
-            match origins.last_mut() {
-                Some(last) if last.node == origin.node => last.rows.end += origin.rows,
-                _ => origins.push(Origin {
-                    node: origin.node.clone(),
-                    rows: first..first + origin.rows,
-                }),
-            }
-        }
-        if origins.is_empty() {
-            origins.push(Origin {
-                node: reader.to_owned(),
-                rows: 0..matrix.rows(),
-            });
-        }
-        origins
-    }
 }
 
 /// What becomes of a projection's weights.

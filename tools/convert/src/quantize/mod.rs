@@ -10,7 +10,7 @@
 //!   that blocks can hold, `decisions`: what becomes of each, `left`: what stays floats
 //! - `rewrite`: quantizes what the [plan](crate::plan) says and replaces nodes; `nodes`: the new ones, `store`: their
 //!   tensors, `operators`: the byte layouts of `MatMulNBits` and `GatherBlockQuantized`, `channels`: tensors of any shape
-//!   with one scale for each channel
+//!   with one scale for each channel; `measured`: what a text tells of a matrix decides how it is quantized
 //!
 //! A new quantizer implements [`Quantizer`]; nothing else has to change.
 
@@ -24,6 +24,7 @@ mod lattice;
 mod left;
 mod levels;
 mod matrix;
+mod measured;
 mod nodes;
 mod operand;
 mod operators;
@@ -50,6 +51,7 @@ pub use rtn::RoundToNearest;
 pub use search::ScaleSearch;
 pub use shelf::{Shelf, ShelfError};
 
+use crate::calibrate::Calibration;
 use crate::lower::ModelFacts;
 use crate::onnx::OnnxModel;
 use crate::plan::{Plan, Weights, Wishes};
@@ -127,7 +129,7 @@ pub struct QuantizedMatrix {
 pub fn quantize_model(
     model: &OnnxModel,
     options: &QuantizeOptions,
-    progress: &mut dyn FnMut(f64),
+    progress: &mut (dyn FnMut(f64) + Send),
 ) -> Result<(OnnxModel, QuantizeReport), QuantizeError> {
     quantize_model_with(&RoundToNearest, model, options, progress)
 }
@@ -140,7 +142,22 @@ pub fn quantize_model_with(
     quantizer: &dyn Quantizer,
     model: &OnnxModel,
     options: &QuantizeOptions,
-    progress: &mut dyn FnMut(f64),
+    progress: &mut (dyn FnMut(f64) + Send),
 ) -> Result<(OnnxModel, QuantizeReport), QuantizeError> {
-    rewrite::rewrite(quantizer, model, options, progress)
+    rewrite::rewrite(quantizer, model, options, None, progress)
+}
+
+/// As [`quantize_model_with`], by what a text tells of the matrices in the layers and the head. What it tells nothing of is
+/// rounded to nearest.
+///
+/// # Errors
+/// As [`quantize_model`], and when the model does not lower or does not run on the text.
+pub fn quantize_model_calibrated(
+    quantizer: &dyn Quantizer,
+    model: &OnnxModel,
+    options: &QuantizeOptions,
+    calibration: Calibration<'_>,
+    progress: &mut (dyn FnMut(f64) + Send),
+) -> Result<(OnnxModel, QuantizeReport), QuantizeError> {
+    rewrite::rewrite(quantizer, model, options, Some(calibration), progress)
 }

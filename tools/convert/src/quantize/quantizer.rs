@@ -1,7 +1,8 @@
 //! How weights become integers.
 
 use super::BLOCK;
-use crate::calibrate::{Statistics, Wanted};
+use crate::calibrate::{CalibrateError, Statistics, Wanted};
+use crate::lower::LowerError;
 use crate::onnx::{FloatRows, OnnxError};
 use crate::plan::Code;
 use niwaki_kernels::Codebook;
@@ -165,6 +166,12 @@ pub enum QuantizeError {
         /// There are floats that would be quantized if they were asked for: the export holds others quantized.
         can_be_asked_for: bool,
     },
+    /// What computes what is not known, so a text tells nothing of it.
+    #[error("a text tells nothing of it, since it does not lower; quantize it by rtn")]
+    Lower(#[source] Box<LowerError>),
+    /// The text did not get through the model.
+    #[error("what its matrices read cannot be measured")]
+    Calibrate(#[from] CalibrateError),
     /// Quantized weights could not be kept on disk.
     #[error("quantized weights cannot be written to a temporary file")]
     Spool(#[source] std::io::Error),

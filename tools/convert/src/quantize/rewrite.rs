@@ -1,14 +1,17 @@
 //! The rewrite of a model: nodes with constant weights become nodes with quantized ones, other weights are dequantized where
 //! they were.
 
+use super::RoundToNearest;
 use super::candidates::Use;
 use super::channels;
-use super::decisions::{Decisions, Found};
+use super::decisions::{Decisions, Found, ToBlocks};
 use super::left::left_in;
+use super::measured;
 use super::nodes::{Form, dequantize_nodes, lookup_nodes, product_nodes};
 use super::store::Store;
 use super::stored::NodeAt;
 use super::{QuantizeError, QuantizeOptions, QuantizeReport, QuantizedMatrix, Quantizer};
+use crate::calibrate::{Calibration, Statistics};
 use crate::memory::give_back_freed;
 use crate::onnx::FloatRows;
 use crate::onnx::{
@@ -28,7 +31,8 @@ pub(super) fn rewrite(
     quantizer: &dyn Quantizer,
     model: &OnnxModel,
     options: &QuantizeOptions,
-    progress: &mut dyn FnMut(f64),
+    calibration: Option<Calibration<'_>>,
+    progress: &mut (dyn FnMut(f64) + Send),
 ) -> Result<(OnnxModel, QuantizeReport), QuantizeError> {
     let mut proto = model.proto().clone();
     // What nothing reads must not be quantized, and bodies must not go later: they are counted.
@@ -53,8 +57,21 @@ pub(super) fn rewrite(
         done: 0,
         all: weights(&found, &decisions),
         progress,
+        options,
     };
-    work.blocks(quantizer, &found, &mut decisions, options)?;
+    let mut quantizer = quantizer;
+    if let Some(calibration) = calibration {
+        measured::blocks(
+            &mut work,
+            quantizer,
+            &model,
+            calibration,
+            &found,
+            &mut decisions,
+        )?;
+        quantizer = &RoundToNearest;
+    }
+    work.blocks(quantizer, &found, &mut decisions)?;
     work.channels(&model, &found, &mut decisions)?;
     work.finish(&model, decisions)
 }
@@ -70,7 +87,7 @@ fn weights(found: &Found<'_>, decisions: &Decisions) -> usize {
 }
 
 /// What was made so far.
-struct Work<'p> {
+pub(super) struct Work<'p> {
     store: Store,
     /// The nodes that take the place of one.
     replaced: HashMap<NodeAt, Vec<NodeProto>>,
@@ -79,7 +96,8 @@ struct Work<'p> {
     quantized: Vec<(NodeAt, QuantizedMatrix)>,
     done: usize,
     all: usize,
-    progress: &'p mut dyn FnMut(f64),
+    progress: &'p mut (dyn FnMut(f64) + Send),
+    pub(super) options: &'p QuantizeOptions,
 }
 
 impl Work<'_> {
@@ -94,51 +112,66 @@ impl Work<'_> {
         quantizer: &dyn Quantizer,
         found: &Found<'_>,
         decisions: &mut Decisions,
-        options: &QuantizeOptions,
     ) -> Result<(), QuantizeError> {
         let mut blocks = std::mem::take(&mut decisions.blocks);
         // Products first: where a table serves both, its stored shape is that of the product.
         blocks.sort_by_key(|to| found.candidates[to.candidate].use_of.is_lookup());
         for to in blocks {
-            let candidate = &found.candidates[to.candidate];
-            let (node, rows) = (candidate.node, &candidate.rows);
-            self.advance(rows.rows() * rows.columns());
-            let tensors = match self.store.quantize(quantizer, candidate, to.code) {
-                Ok(tensors) => tensors,
-                Err(error) => {
-                    let Some(reason) = out_of_reach(&error, rows.matrix.is_double()) else {
-                        return Err(error);
-                    };
-                    let data_type = rows.matrix.stored().data_type;
-                    let reason = Reason::NotQuantizable(reason.into());
-                    let place = &candidate.place;
-                    decisions.leave(to.planned, place, data_type, node.label(), reason);
-                    continue;
-                }
-            };
-            if tensors.scale_type != rows.matrix.data_type() && !rows.matrix.is_double() {
-                decisions.plan.matrices[to.planned].reason = Reason::OutOfReach;
-            }
-            let matrix = QuantizedMatrix {
-                node: node.label(),
-                rows: rows.rows(),
-                columns: rows.columns(),
-                relative_error: tensors.relative_error,
-            };
-            self.quantized.push((candidate.at, matrix));
-            let form = Form {
-                code: to.code,
-                accuracy_level: options.accuracy_level,
-            };
-            let store = &mut self.store;
-            let nodes = match &candidate.use_of {
-                Use::Lookup => lookup_nodes(store, node, rows, &tensors, form)?,
-                Use::Product { bias } => {
-                    product_nodes(store, node, rows, &tensors, bias.as_deref(), form)
-                }
-            };
-            self.replaced.insert(candidate.at, nodes);
+            self.block(quantizer, found, decisions, &to, None)?;
         }
+        Ok(())
+    }
+
+    /// Quantizes a matrix, by what is known of its input.
+    pub(super) fn block(
+        &mut self,
+        quantizer: &dyn Quantizer,
+        found: &Found<'_>,
+        decisions: &mut Decisions,
+        to: &ToBlocks,
+        statistics: Option<&Statistics>,
+    ) -> Result<(), QuantizeError> {
+        let candidate = &found.candidates[to.candidate];
+        let (node, rows) = (candidate.node, &candidate.rows);
+        self.advance(rows.rows() * rows.columns());
+        let tensors = match self
+            .store
+            .quantize(quantizer, candidate, to.code, statistics)
+        {
+            Ok(tensors) => tensors,
+            Err(error) => {
+                let Some(reason) = out_of_reach(&error, rows.matrix.is_double()) else {
+                    return Err(error);
+                };
+                let data_type = rows.matrix.stored().data_type;
+                let reason = Reason::NotQuantizable(reason.into());
+                let place = &candidate.place;
+                decisions.leave(to.planned, place, data_type, node.label(), reason);
+                return Ok(());
+            }
+        };
+        if tensors.scale_type != rows.matrix.data_type() && !rows.matrix.is_double() {
+            decisions.plan.matrices[to.planned].reason = Reason::OutOfReach;
+        }
+        let matrix = QuantizedMatrix {
+            node: node.label(),
+            rows: rows.rows(),
+            columns: rows.columns(),
+            relative_error: tensors.relative_error,
+        };
+        self.quantized.push((candidate.at, matrix));
+        let form = Form {
+            code: to.code,
+            accuracy_level: self.options.accuracy_level,
+        };
+        let store = &mut self.store;
+        let nodes = match &candidate.use_of {
+            Use::Lookup => lookup_nodes(store, node, rows, &tensors, form)?,
+            Use::Product { bias } => {
+                product_nodes(store, node, rows, &tensors, bias.as_deref(), form)
+            }
+        };
+        self.replaced.insert(candidate.at, nodes);
         Ok(())
     }
 

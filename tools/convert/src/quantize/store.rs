@@ -6,6 +6,7 @@ use super::{
     BLOCK, Code, KeepLattice, QuantizeError, Quantizer, ScaleGrid, Target, on_lattice,
     quantize_in_reach,
 };
+use crate::calibrate::Statistics;
 use crate::onnx::FloatRows;
 use crate::onnx::{
     DataType, Spool,
@@ -189,6 +190,7 @@ impl Store {
         quantizer: &dyn Quantizer,
         candidate: &Candidate<'_>,
         code: Code,
+        statistics: Option<&Statistics>,
     ) -> Result<QuantizedTensors, QuantizeError> {
         let rows = &candidate.rows;
         // Rows of whole blocks are packed alike for both uses.
@@ -198,7 +200,7 @@ impl Store {
         if let Some(tensors) = self.made.get(&made) {
             return Ok(tensors.clone());
         }
-        let tensors = self.quantize_anew(quantizer, candidate, code)?;
+        let tensors = self.quantize_anew(quantizer, candidate, code, statistics)?;
         rows.release(0..rows.rows());
         self.made.insert(made, tensors.clone());
         Ok(tensors)
@@ -209,6 +211,7 @@ impl Store {
         quantizer: &dyn Quantizer,
         Candidate { rows, use_of, .. }: &Candidate<'_>,
         code: Code,
+        statistics: Option<&Statistics>,
     ) -> Result<QuantizedTensors, QuantizeError> {
         let (count, columns) = (rows.rows(), rows.columns());
         let blocks = columns.div_ceil(BLOCK);
@@ -223,11 +226,11 @@ impl Store {
             Some(_) => &KeepLattice,
             None => quantizer,
         };
-        let (mut quantized, mut reached) = quantize_in_reach(quantizer, rows, None, target)?;
+        let (mut quantized, mut reached) = quantize_in_reach(quantizer, rows, statistics, target)?;
         let is_coarse = |scale: &f32| *scale != 0.0 && scale.abs() < COARSE_SCALE;
         if reached.grid != ScaleGrid::F32 && quantized.scales.iter().any(is_coarse) {
             reached = target.with_wide_scales();
-            quantized = quantizer.quantize(rows, None, reached)?;
+            quantized = quantizer.quantize(rows, statistics, reached)?;
         }
         let scale_type = match (reached.grid, data_type) {
             (ScaleGrid::F16 | ScaleGrid::Bf16, DataType::Float16 | DataType::Bfloat16) => data_type,

@@ -25,9 +25,9 @@ mod tests;
 pub use configuration::Removed;
 
 use super::PruneError;
-use super::measure::{Origin, UpdatedRows, round};
+use super::measure::{UpdatedRows, round};
 use super::products::{Reads, weighted};
-use crate::calibrate::{Calibration, MatrixInput, Replacements, SideBySide};
+use crate::calibrate::{Calibration, MatrixInput, Origin, Replacements, SideBySide};
 use crate::lower::{Lowered, ModelFacts, Rounding, lower};
 use crate::memory::give_back_freed;
 use crate::onnx::{DataType, FloatRows, OnnxModel, release_all};
