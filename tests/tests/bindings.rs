@@ -221,7 +221,7 @@ fn fields(debugged: &impl std::fmt::Debug) -> Vec<String> {
 #[test]
 fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
     let generate = generate_options(1);
-    let sampling = generate.sampling.unwrap();
+    let sampling = generate.sampling.clone().unwrap();
     for (engine, apps, left_out) in [
         (
             fields(&niwaki::OpenOptions::default()),

@@ -1,8 +1,11 @@
 //! Options of every command that generates text.
 
 use clap::Args;
-use niwaki::{Dry, FinishReason, GenerateOptions, Mirostat, RepetitionPenalty, Sampling, Xtc};
+use niwaki::{
+    Dry, FinishReason, GenerateOptions, Mirostat, RepetitionPenalty, Sampling, Token, Xtc,
+};
 use niwaki_bundle::GenerationDefaults;
+use serde::Serialize;
 use std::time::Duration;
 
 /// Sampling when neither the user nor the model says how.
@@ -74,19 +77,39 @@ struct MoreSampling {
     #[arg(long, value_name = "TOKEN=X", value_parser = logit_bias)]
     logit_bias: Vec<(u32, f32)>,
     /// Take this from a token's logit for each time it was generated.
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_hyphen_values = true
+    )]
     frequency_penalty: f32,
     /// Take this once from the logit of a token that was generated.
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_hyphen_values = true
+    )]
     presence_penalty: f32,
     /// Make tokens that would go on with a repetition less likely (DRY); 0.8 is usual.
     #[arg(long, value_name = "X")]
     dry_multiplier: Option<f32>,
     /// How fast that grows with the repetition's length.
-    #[arg(long, value_name = "X", default_value_t = 1.75, requires = "dry_multiplier")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.75,
+        requires = "dry_multiplier"
+    )]
     dry_base: f32,
     /// So many tokens may repeat freely.
-    #[arg(long, value_name = "N", default_value_t = 2, requires = "dry_multiplier")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 2,
+        requires = "dry_multiplier"
+    )]
     dry_allowed_length: usize,
     /// Only the last N tokens are searched for repetitions; by default all.
     #[arg(long, value_name = "N", requires = "dry_multiplier")]
@@ -167,6 +190,27 @@ impl GenerationArgs {
     }
 }
 
+/// Log-probabilities of a token, as `--json` prints them.
+#[derive(Serialize)]
+pub(super) struct PrintedLogProbs {
+    token: u32,
+    log_prob: f32,
+    /// Pairs of token and logarithm.
+    best: Vec<(u32, f32)>,
+}
+
+impl PrintedLogProbs {
+    /// `None` where they were not asked for.
+    pub(super) fn of(token: &Token) -> Option<PrintedLogProbs> {
+        let log_probs = token.log_probs.as_ref()?;
+        Some(PrintedLogProbs {
+            token: token.id?,
+            log_prob: log_probs.chosen,
+            best: log_probs.best.clone(),
+        })
+    }
+}
+
 /// A reason as `--json` prints it.
 pub(super) fn finish_reason(reason: Option<FinishReason>) -> &'static str {
     match reason {
@@ -190,7 +234,8 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
         let fits = bias.is_finite() || bias == f32::NEG_INFINITY;
         Some((token.parse().ok()?, bias)).filter(|_| fits)
     });
-    parsed.ok_or_else(|| "it has to be a token's id, = and a number, or -inf, which bans".to_owned())
+    parsed
+        .ok_or_else(|| "it has to be a token's id, = and a number, or -inf, which bans".to_owned())
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

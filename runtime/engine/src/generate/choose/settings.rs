@@ -404,7 +404,12 @@ impl Sampling {
             check(fits, "DRY multiplier", multiplier, "a number from 0 on")?;
             let fits = dry.base.is_finite() && dry.base >= 1.0;
             check(fits, "DRY base", dry.base, "a number from 1 on")?;
-            check(dry.allowed_length > 0, "DRY allowed length", 0.0, "1 or more")?;
+            check(
+                dry.allowed_length > 0,
+                "DRY allowed length",
+                0.0,
+                "1 or more",
+            )?;
         }
         if let Some(sigmas) = self.top_n_sigma {
             positive("top-n-sigma", sigmas)?;

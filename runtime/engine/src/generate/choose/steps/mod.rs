@@ -14,7 +14,9 @@ use super::step::SamplingStep;
 pub(super) fn of(sampling: &Sampling) -> Vec<Box<dyn SamplingStep>> {
     let mut steps: Vec<Box<dyn SamplingStep>> = Vec::new();
     if !sampling.banned_tokens.is_empty() {
-        steps.push(Box::new(constraints::Banned(sampling.banned_tokens.clone())));
+        steps.push(Box::new(constraints::Banned(
+            sampling.banned_tokens.clone(),
+        )));
     }
     if !sampling.forced_tokens.is_empty() {
         steps.push(Box::new(constraints::Forced::new(&sampling.forced_tokens)));

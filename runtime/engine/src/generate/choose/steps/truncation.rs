@@ -138,7 +138,8 @@ impl SamplingStep for Typical {
         };
         let entropy: f64 = shares().map(expected).sum();
         let distance = |logit: f32| (surprise(logit) - entropy).abs();
-        let mut nearest: Vec<(f64, f64)> = shares().map(|(l, share)| (distance(l), share)).collect();
+        let mut nearest: Vec<(f64, f64)> =
+            shares().map(|(l, share)| (distance(l), share)).collect();
         // Equal distances have equal shares, or one on each side: both orders are of the values alone.
         nearest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
         let mut reached = 0.0;
@@ -146,7 +147,9 @@ impl SamplingStep for Typical {
             reached += share;
             reached >= f64::from(self.0)
         });
-        let edge = edge.or(nearest.last()).map_or(0.0, |(distance, _)| *distance);
+        let edge = edge
+            .or(nearest.last())
+            .map_or(0.0, |(distance, _)| *distance);
         candidates.retain(|candidate| distance(candidate.logit) <= edge);
     }
 

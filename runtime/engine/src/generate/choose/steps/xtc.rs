@@ -44,9 +44,7 @@ impl SamplingStep for ExcludeTop {
         // The least likely of the top choices stays: of equals the one with the highest id.
         let least = top.min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         if let Some((logit, token)) = least {
-            candidates.retain(|candidate| {
-                candidate.logit < logit || candidate.token == token
-            });
+            candidates.retain(|candidate| candidate.logit < logit || candidate.token == token);
         }
     }
 
