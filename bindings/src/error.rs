@@ -207,6 +207,7 @@ impl From<&GenerateError> for NiwakiError {
             GenerateError::Session(error) => error.into(),
             GenerateError::Text(error) => error.into(),
             GenerateError::Template(error) => error.into(),
+            GenerateError::NotFinite { .. } => NiwakiError::InvalidBundle { details },
             GenerateError::Sampling(_) => NiwakiError::InvalidArgument { details },
             GenerateError::DoesNotFit {
                 prompt_tokens,

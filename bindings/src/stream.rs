@@ -8,12 +8,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A generated token.
-#[derive(Clone, PartialEq, Eq, uniffi::Record)]
+#[derive(Clone, PartialEq, uniffi::Record)]
 pub struct Token {
     /// Its id; absent for text that comes after the last token.
     pub id: Option<u32>,
     /// The text that is certain with it: never half a character. Often empty.
     pub text: String,
+    /// How likely the model found it, where that was asked for.
+    pub log_probs: Option<LogProbs>,
+}
+
+/// Natural logarithms of the model's own probabilities, before penalties, temperature and cuts.
+#[derive(Clone, PartialEq, uniffi::Record)]
+pub struct LogProbs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// Of the most likely tokens, best first.
+    pub best: Vec<TokenLogProb>,
+}
+
+/// A token and the logarithm of its probability.
+#[derive(Clone, Copy, PartialEq, uniffi::Record)]
+pub struct TokenLogProb {
+    /// The token.
+    pub token: u32,
+    /// Its logarithm.
+    pub log_prob: f32,
+}
+
+impl From<niwaki::LogProbs> for LogProbs {
+    fn from(log_probs: niwaki::LogProbs) -> Self {
+        let best = log_probs.best.into_iter();
+        LogProbs {
+            chosen: log_probs.chosen,
+            best: best
+                .map(|(token, log_prob)| TokenLogProb { token, log_prob })
+                .collect(),
+        }
+    }
 }
 
 /// How a stream ended.
@@ -34,6 +66,8 @@ pub struct Finish {
 pub enum FinishReason {
     /// As many tokens as were asked for.
     MaxTokens,
+    /// As much time as was given.
+    MaxTime,
     /// The model ended its text.
     EndOfText,
     /// One of the stop strings came.
@@ -54,6 +88,7 @@ impl From<Option<niwaki::FinishReason>> for FinishReason {
     fn from(reason: Option<niwaki::FinishReason>) -> Self {
         match reason {
             Some(niwaki::FinishReason::MaxTokens) => FinishReason::MaxTokens,
+            Some(niwaki::FinishReason::MaxTime) => FinishReason::MaxTime,
             Some(niwaki::FinishReason::EndOfText | niwaki::FinishReason::StopToken) => {
                 FinishReason::EndOfText
             }
@@ -190,6 +225,7 @@ impl Feed<'_> {
             let token = Token {
                 id: token.id,
                 text: token.text,
+                log_probs: token.log_probs.map(LogProbs::from),
             };
             if self.0.put(token).is_break() {
                 break;

@@ -38,8 +38,22 @@ fn generate_options(max_new_tokens: u32) -> GenerateOptions {
             top_p: None,
             min_p: None,
             repetition_penalty: None,
+            banned_tokens: Vec::new(),
+            forced_tokens: Vec::new(),
+            no_repeat_ngram: None,
+            logit_bias: Vec::new(),
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            dry: None,
+            top_n_sigma: None,
+            typical_p: None,
+            xtc: None,
+            mirostat: None,
         }),
         seed: 3,
+        max_time_ms: None,
+        log_probs: None,
+        stop_tokens: Vec::new(),
         stop_strings: Vec::new(),
         context_end: ContextEnd::Stop,
     }
@@ -207,7 +221,7 @@ fn fields(debugged: &impl std::fmt::Debug) -> Vec<String> {
 #[test]
 fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
     let generate = generate_options(1);
-    let sampling = generate.sampling.unwrap();
+    let sampling = generate.sampling.clone().unwrap();
     for (engine, apps, left_out) in [
         (
             fields(&niwaki::OpenOptions::default()),
@@ -218,9 +232,9 @@ fn an_option_of_the_engine_is_one_of_apps_or_left_out_on_purpose() {
         (
             fields(&niwaki::GenerateOptions::default()),
             fields(&generate),
-            // Apps have no tokens, only text. Steps and filters are code that runs for every token: what of them
-            // apps get will be options of their own.
-            &["stop_tokens", "steps", "filters"],
+            // Steps and filters are code that runs for every token: what of them apps get will be options of their own.
+            // A duration is milliseconds there.
+            &["max_time", "steps", "filters"],
         ),
         (
             fields(&niwaki::Sampling::default()),

@@ -86,6 +86,7 @@ impl Backend for Model {
             let token = Token {
                 id: Some(1),
                 text: (*text).to_owned(),
+                log_probs: None,
             };
             if on_token(token).is_break() {
                 return Ok(answer);

@@ -70,11 +70,20 @@ public struct GenerateOptions: Sendable, Hashable {
     /// Most tokens to generate.
     public var maxNewTokens: Int
 
+    /// No token is begun when so much time has passed; the end is then ``FinishReason/maxTime``.
+    public var maxTime: Duration?
+
     /// How the next token is chosen; `nil` takes the model's own defaults.
     public var sampling: Sampling?
 
     /// What the random numbers follow from: the same seed gives the same text on every device.
     public var seed: UInt64
+
+    /// Tokens come with ``Token/logProbs``: of the chosen one and so many of the best.
+    public var logProbs: Int?
+
+    /// Tokens that end the generation, besides the model's own.
+    public var stopTokens: [Int]
 
     /// Texts that end the generation wherever they come up in it. They are not given out.
     public var stopStrings: [String]
@@ -88,8 +97,14 @@ public struct GenerateOptions: Sendable, Hashable {
         sampling: Sampling? = nil,
         seed: UInt64 = 0,
         stopStrings: [String] = [],
-        contextEnd: ContextEnd = .stop
+        contextEnd: ContextEnd = .stop,
+        maxTime: Duration? = nil,
+        logProbs: Int? = nil,
+        stopTokens: [Int] = []
     ) {
+        self.maxTime = maxTime
+        self.logProbs = logProbs
+        self.stopTokens = stopTokens
         self.maxNewTokens = maxNewTokens
         self.sampling = sampling
         self.seed = seed
@@ -102,13 +117,17 @@ public struct GenerateOptions: Sendable, Hashable {
             maxNewTokens: try exact(maxNewTokens, "maxNewTokens"),
             sampling: try sampling?.toNative(),
             seed: seed,
+            maxTimeMs: try maxTime.map { try $0.wholeMilliseconds("maxTime") },
+            logProbs: try logProbs.map { try exact($0, "logProbs") },
+            stopTokens: try stopTokens.map { try exact($0, "stopTokens") },
             stopStrings: stopStrings,
             contextEnd: contextEnd.toNative()
         )
     }
 }
 
-/// How the next token is chosen: repetition penalty, temperature, top-k, top-p and min-p in this order, then a draw.
+/// How the next token is chosen: constraints, penalties, temperature and cuts, then a draw. `docs/decoding.md` explains
+/// each.
 public struct Sampling: Sendable, Hashable {
     /// Softmax temperature; 0 always takes the most likely token.
     public var temperature: Float
@@ -125,6 +144,40 @@ public struct Sampling: Sendable, Hashable {
     /// Makes tokens less likely that the context holds already.
     public var repetitionPenalty: RepetitionPenalty?
 
+    /// Tokens that never come, whatever else is asked for.
+    public var bannedTokens: [Int]
+
+    /// What is generated begins with these tokens.
+    public var forcedTokens: [Int]
+
+    /// No run of so many tokens comes twice, the prompt included.
+    public var noRepeatNgram: Int?
+
+    /// Added to the logits of tokens; minus infinity bans.
+    public var logitBias: [Int: Float]
+
+    /// Taken from a token's logit for each time it was generated; 0 changes nothing.
+    public var frequencyPenalty: Float
+
+    /// Taken once from the logit of a token that was generated; 0 changes nothing.
+    public var presencePenalty: Float
+
+    /// Makes what would go on with a repetition less likely, the more the longer it is.
+    public var dry: Dry?
+
+    /// Only tokens whose logit is at most so many standard deviations below the best one's are chosen from.
+    public var topNSigma: Float?
+
+    /// Only tokens whose surprise is nearest to the expected one, which together reach this probability, are
+    /// chosen from.
+    public var typicalP: Float?
+
+    /// Leaves out the most likely tokens now and then.
+    public var xtc: Xtc?
+
+    /// Holds the surprise of the text near a goal.
+    public var mirostat: Mirostat?
+
     /// Always the most likely token.
     public static let greedy = Sampling(temperature: 0)
 
@@ -134,8 +187,30 @@ public struct Sampling: Sendable, Hashable {
         topK: Int? = nil,
         topP: Float? = nil,
         minP: Float? = nil,
-        repetitionPenalty: RepetitionPenalty? = nil
+        repetitionPenalty: RepetitionPenalty? = nil,
+        bannedTokens: [Int] = [],
+        forcedTokens: [Int] = [],
+        noRepeatNgram: Int? = nil,
+        logitBias: [Int: Float] = [:],
+        frequencyPenalty: Float = 0,
+        presencePenalty: Float = 0,
+        dry: Dry? = nil,
+        topNSigma: Float? = nil,
+        typicalP: Float? = nil,
+        xtc: Xtc? = nil,
+        mirostat: Mirostat? = nil
     ) {
+        self.bannedTokens = bannedTokens
+        self.forcedTokens = forcedTokens
+        self.noRepeatNgram = noRepeatNgram
+        self.logitBias = logitBias
+        self.frequencyPenalty = frequencyPenalty
+        self.presencePenalty = presencePenalty
+        self.dry = dry
+        self.topNSigma = topNSigma
+        self.typicalP = typicalP
+        self.xtc = xtc
+        self.mirostat = mirostat
         self.temperature = temperature
         self.topK = topK
         self.topP = topP
@@ -149,7 +224,20 @@ public struct Sampling: Sendable, Hashable {
             topK: try topK.map { try exact($0, from: 1, "topK") },
             topP: topP,
             minP: minP,
-            repetitionPenalty: try repetitionPenalty?.toNative()
+            repetitionPenalty: try repetitionPenalty?.toNative(),
+            bannedTokens: try bannedTokens.map { try exact($0, "bannedTokens") },
+            forcedTokens: try forcedTokens.map { try exact($0, "forcedTokens") },
+            noRepeatNgram: try noRepeatNgram.map { try exact($0, from: 1, "noRepeatNgram") },
+            logitBias: try logitBias.sorted { $0.key < $1.key }.map {
+                NiwakiNative.LogitBias(token: try exact($0.key, "logitBias"), bias: $0.value)
+            },
+            frequencyPenalty: frequencyPenalty,
+            presencePenalty: presencePenalty,
+            dry: try dry?.toNative(),
+            topNSigma: topNSigma,
+            typicalP: typicalP,
+            xtc: xtc?.toNative(),
+            mirostat: mirostat?.toNative()
         )
     }
 }
@@ -173,6 +261,87 @@ public struct RepetitionPenalty: Sendable, Hashable {
             factor: factor,
             lastTokens: try lastTokens.map { try exact($0, "lastTokens") }
         )
+    }
+}
+
+/// Makes what would go on with a repetition less likely, the more the longer it is.
+public struct Dry: Sendable, Hashable {
+    /// What the shortest repetition that counts costs.
+    public var multiplier: Float
+
+    /// How fast the cost grows with each token more, at least 1.
+    public var base: Float
+
+    /// So many tokens may repeat without a cost, at least 1.
+    public var allowedLength: Int
+
+    /// Only the last so many tokens of the context are searched; all when `nil`.
+    public var lastTokens: Int?
+
+    /// Tokens that no repetition goes across.
+    public var breakers: [Int]
+
+    /// Says what repetitions cost; each option is explained where it is declared.
+    public init(
+        multiplier: Float,
+        base: Float = 1.75,
+        allowedLength: Int = 2,
+        lastTokens: Int? = nil,
+        breakers: [Int] = []
+    ) {
+        self.multiplier = multiplier
+        self.base = base
+        self.allowedLength = allowedLength
+        self.lastTokens = lastTokens
+        self.breakers = breakers
+    }
+
+    func toNative() throws -> NiwakiNative.Dry {
+        NiwakiNative.Dry(
+            multiplier: multiplier,
+            base: base,
+            allowedLength: try exact(allowedLength, from: 1, "allowedLength"),
+            lastTokens: try lastTokens.map { try exact($0, "lastTokens") },
+            breakers: try breakers.map { try exact($0, "breakers") }
+        )
+    }
+}
+
+/// Leaves out all but the last of the tokens that have `threshold` of the probability, as often as `probability` says.
+public struct Xtc: Sendable, Hashable {
+    /// How often, 0 to 1.
+    public var probability: Float
+
+    /// What makes a token a top choice, 0 to 1.
+    public var threshold: Float
+
+    /// Says how often top choices are left out, and what they are.
+    public init(probability: Float, threshold: Float = 0.1) {
+        self.probability = probability
+        self.threshold = threshold
+    }
+
+    func toNative() -> NiwakiNative.Xtc {
+        NiwakiNative.Xtc(probability: probability, threshold: threshold)
+    }
+}
+
+/// Mirostat 2: holds the surprise of the text near a goal.
+public struct Mirostat: Sendable, Hashable {
+    /// The surprise to hold, in bits.
+    public var tau: Float
+
+    /// How fast the limit follows.
+    public var eta: Float
+
+    /// Says what to hold.
+    public init(tau: Float = 5, eta: Float = 0.1) {
+        self.tau = tau
+        self.eta = eta
+    }
+
+    func toNative() -> NiwakiNative.Mirostat {
+        NiwakiNative.Mirostat(tau: tau, eta: eta)
     }
 }
 

@@ -12,14 +12,18 @@ public struct Token: Sendable, Hashable {
     /// without it.
     public let finish: Finish?
 
-    init(text: String, id: Int? = nil, finish: Finish? = nil) {
+    /// How likely the model found the token, where ``GenerateOptions/logProbs`` asks for that.
+    public let logProbs: LogProbs?
+
+    init(text: String, id: Int? = nil, finish: Finish? = nil, logProbs: LogProbs? = nil) {
+        self.logProbs = logProbs
         self.text = text
         self.id = id
         self.finish = finish
     }
 
     init(_ native: NiwakiNative.Token) {
-        self.init(text: native.text, id: native.id.map(Int.init))
+        self.init(text: native.text, id: native.id.map(Int.init), logProbs: native.logProbs.map(LogProbs.init))
     }
 }
 
@@ -35,6 +39,29 @@ extension Token: CustomStringConvertible {
         let id = id.map(String.init) ?? "nil"
         let finish = finish.map { "\($0)" } ?? "nil"
         return "Token(id: \(id), \(text.count) characters, finish: \(finish))"
+    }
+}
+
+/// Natural logarithms of the model's own probabilities, before penalties, temperature and cuts.
+public struct LogProbs: Sendable, Hashable {
+    /// Of a token.
+    public struct Entry: Sendable, Hashable {
+        /// The token.
+        public let token: Int
+
+        /// Its logarithm.
+        public let logProb: Float
+    }
+
+    /// Of the chosen token.
+    public let chosen: Float
+
+    /// Of the most likely tokens, best first.
+    public let best: [Entry]
+
+    init(_ native: NiwakiNative.LogProbs) {
+        chosen = native.chosen
+        best = native.best.map { Entry(token: Int($0.token), logProb: $0.logProb) }
     }
 }
 
@@ -70,6 +97,9 @@ public struct FinishReason: Sendable, Hashable, CustomStringConvertible {
     /// As many tokens as were asked for.
     public static let maxTokens = FinishReason(description: "maxTokens")
 
+    /// As much time as was given.
+    public static let maxTime = FinishReason(description: "maxTime")
+
     /// The model ended its text.
     public static let endOfText = FinishReason(description: "endOfText")
 
@@ -92,6 +122,7 @@ public struct FinishReason: Sendable, Hashable, CustomStringConvertible {
     init?(_ native: NiwakiNative.FinishReason) {
         switch native {
         case .maxTokens: self = .maxTokens
+        case .maxTime: self = .maxTime
         case .endOfText: self = .endOfText
         case .stopString: self = .stopString
         case .contextFull: self = .contextFull

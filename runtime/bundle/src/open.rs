@@ -18,7 +18,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verify {
-    /// Every byte. Reads the whole file once.
+    /// Every byte, and that all weights and scales are finite. Reads the whole file once.
     #[default]
     Full,
     /// Everything but the weights and the padding: for a file that was verified before and lies where
@@ -97,7 +97,43 @@ impl Bundle {
         if verify == Verify::Full {
             verify_all(&map, &header)?;
         }
-        Self::parse(map, header)
+        let bundle = Self::parse(map, header)?;
+        if verify == Verify::Full {
+            bundle.verify_finite()?;
+        }
+        Ok(bundle)
+    }
+
+    /// Refuses weights and scales that are not finite: nothing but nonsense is computed with them.
+    fn verify_finite(&self) -> Result<(), BundleError> {
+        let table = &self.weight_table;
+        let matrices = table.matrices.iter().enumerate().map(|(id, entry)| {
+            let finite = self.matrix(id).is_none_or(|matrix| matrix.is_finite());
+            (&entry.name, entry.offset, finite)
+        });
+        let vectors = table.vectors.iter().enumerate().map(|(id, entry)| {
+            let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+            (
+                &entry.name,
+                entry.offset,
+                self.vector(id).is_none_or(finite),
+            )
+        });
+        match matrices.chain(vectors).find(|(_, _, finite)| !finite) {
+            None => Ok(()),
+            Some((name, offset, _)) => {
+                let kind = SectionKind::Weights;
+                let start = self
+                    .header
+                    .section(kind)
+                    .map_or(0, |section| section.offset);
+                Err(BundleError::invalid(
+                    Place::Section(kind),
+                    start.saturating_add(offset),
+                    format!("weights {name:?} hold a value or a scale that is not finite"),
+                ))
+            }
+        }
     }
 
     fn parse(map: Map, header: Header) -> Result<Bundle, BundleError> {

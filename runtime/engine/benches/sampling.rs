@@ -31,16 +31,20 @@ impl SamplingStep for EverySecond {
 }
 
 fn main() -> Result<(), InvalidSampling> {
-    let draw = Sampling::GREEDY.with_temperature(0.8);
-    let top_p = draw.with_top_p(0.9);
-    let penalized = top_p.with_repetition_penalty(RepetitionPenalty::new(1.1));
+    let draw = || Sampling::GREEDY.with_temperature(0.8);
+    let top_p = draw().with_top_p(0.9);
+    let penalized = top_p
+        .clone()
+        .with_repetition_penalty(RepetitionPenalty::new(1.1));
     let settings = [
         ("greedy", Sampling::GREEDY, false),
-        ("temperature", draw, false),
-        ("min-p", draw.with_min_p(0.05), false),
-        ("top-k", draw.with_top_k(40), false),
+        ("temperature", draw(), false),
+        ("min-p", draw().with_min_p(0.05), false),
+        ("top-k", draw().with_top_k(40), false),
         ("top-p", top_p, false),
-        ("top-p and repetition penalty", penalized, false),
+        ("typical", draw().with_typical_p(0.9), false),
+        ("top-n-sigma", draw().with_top_n_sigma(1.0), false),
+        ("top-p and repetition penalty", penalized.clone(), false),
         ("both under a constraint", penalized, true),
         ("greedy under a constraint", Sampling::GREEDY, true),
     ];

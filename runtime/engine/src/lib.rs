@@ -29,10 +29,10 @@ mod text;
 
 pub use cancellation::{Cancellation, OnCancel};
 pub use generate::{
-    Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, FilteredText,
-    FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, Random,
-    RepetitionPenalty, Reply, SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep,
-    SamplingSteps, Stage, TextFilter, TextFilters, Token, TokenStream,
+    Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, Dry, FilteredText,
+    FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, LogProbs, Mirostat,
+    Random, RepetitionPenalty, Reply, SampleError, Sampler, SamplerCheckpoint, Sampling,
+    SamplingStep, SamplingSteps, Stage, TextFilter, TextFilters, Token, TokenStream, Xtc,
 };
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};

@@ -193,8 +193,10 @@ proptest! {
     fn a_way_that_was_taken_back_or_gone_by_a_fork_leaves_no_trace(
         sampling in sampling(), prompt in proptest::collection::vec(0..VOCABULARY, 0..6),
         way in proptest::collection::vec((action(), detour()), 1..20), has_pairs in any::<bool>(),
-        has_brackets in any::<bool>()
+        has_brackets in any::<bool>(), forced in proptest::collection::vec(0..VOCABULARY, 0..3),
+        run in proptest::option::of(2usize..4)
     ) {
+        let sampling = sampling.with_forced_tokens(forced).with_no_repeat_ngram(run);
         let mut straight = Sampler::new(&sampling).unwrap();
         if has_pairs {
             straight.push(Box::new(NoRepeatedPair::default()));

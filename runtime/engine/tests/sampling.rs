@@ -152,11 +152,11 @@ proptest! {
 
     #[test]
     fn greedy_finds_the_first_of_the_best_wherever_it_is(
-        len in 1usize..5000, at in any::<prop::sample::Index>(), undefined in any::<prop::sample::Index>()
+        len in 1usize..5000, at in any::<prop::sample::Index>(), lowest in any::<prop::sample::Index>()
     ) {
-        let (at, undefined) = (at.index(len), undefined.index(len));
+        let (at, lowest) = (at.index(len), lowest.index(len));
         let mut logits: Vec<f32> = (0..len).map(|i| -((i * 7919 % 4093) as f32)).collect();
-        logits[undefined] = f32::NAN;
+        logits[lowest] = f32::MIN;
         logits[at] = 1.0;
         logits[len - 1] = 1.0;
         prop_assert_eq!(draws(&Sampling::GREEDY, &logits, 1)[0] as usize, at);
@@ -171,22 +171,28 @@ proptest! {
     fn any_logits_at_all_give_a_token_that_exists(
         logits in proptest::collection::vec(any::<f32>(), 1..50), sampling in sampling()
     ) {
+        let logits: Vec<f32> =
+            logits.iter().map(|logit| if logit.is_finite() { *logit } else { f32::MAX }).collect();
         prop_assert!((draws(&sampling, &logits, 1)[0] as usize) < logits.len());
     }
 }
 
 #[test]
-fn nothing_but_undefined_logits_gives_a_token_and_no_logits_nothing_to_choose() {
-    for logits in [
-        vec![f32::NAN; 5],
-        vec![f32::NEG_INFINITY; 5],
-        vec![f32::INFINITY; 5],
-    ] {
+fn logits_that_are_not_finite_are_an_error_and_no_logits_nothing_to_choose() {
+    for broken in [f32::NAN, -f32::NAN, f32::NEG_INFINITY, f32::INFINITY] {
         for sampling in [
             Sampling::GREEDY,
+            Sampling::GREEDY.with_banned_tokens([37]),
             Sampling::GREEDY.with_temperature(1.0).with_top_p(0.5),
         ] {
-            assert!(draws(&sampling, &logits, 1)[0] < 5);
+            let mut logits = vec![1.0; 50];
+            logits[37..40].fill(broken);
+            let error = Sampler::new(&sampling)
+                .unwrap()
+                .sample(&logits)
+                .unwrap_err();
+            assert_eq!(error, SampleError::NotFinite { token: 37 });
+            assert!(error.to_string().ends_with("the bundle is broken"));
         }
     }
     assert_eq!(
@@ -253,11 +259,9 @@ fn a_seed_gives_the_tokens_it_gave_in_every_version_so_far() {
                         let mut logits: Vec<f32> = (0..700)
                             .map(|_| ((random.next_unit() - 0.6) * 16.0) as f32)
                             .collect();
-                        // Equal ones, and some that are no numbers.
+                        // Equal ones, and the lowest.
                         logits.copy_within(..100, 300);
-                        logits[5] = f32::NAN;
-                        logits[6] = f32::INFINITY;
-                        logits[7] = f32::NEG_INFINITY;
+                        logits[5..8].fill(f32::MIN);
                         let token = sampler.sample(&logits).unwrap();
                         sampler.accept(token);
                         hash = (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3);

@@ -364,3 +364,38 @@ fn a_model_without_a_template_says_so_and_takes_one() {
     let mut chat = Chat::new(engine.session().unwrap(), template);
     assert!(!text(chat.reply("abc", &options(20))).is_empty());
 }
+
+#[test]
+fn a_generation_ends_when_its_time_is_over() {
+    let engine = Model::new(None).open(None);
+    let mut session = engine.session().unwrap();
+    let none = options(60).with_max_time(std::time::Duration::ZERO);
+    let mut generation = session.generate(&[1, 2, 3], &none);
+    assert!(generation.next().is_none());
+    assert_eq!(generation.finish_reason(), Some(FinishReason::MaxTime));
+    drop(generation);
+    assert!(session.is_empty(), "nothing was computed");
+    let long = options(5).with_max_time(std::time::Duration::MAX);
+    let mut generation = session.generate(&[1, 2, 3], &long);
+    assert_eq!(generation.by_ref().count(), 5);
+    assert_eq!(generation.finish_reason(), Some(FinishReason::MaxTokens));
+}
+
+#[test]
+fn tokens_come_with_log_probabilities_where_they_are_asked_for() {
+    let engine = Model::new(None).open(None);
+    let tokens = |options: &GenerateOptions| -> Vec<niwaki::Token> {
+        let mut session = engine.session().unwrap();
+        let generation = session.generate(&[1, 2, 3], options);
+        generation.map(Result::unwrap).collect()
+    };
+    let plain = tokens(&options(20));
+    assert!(plain.iter().all(|token| token.log_probs.is_none()));
+    for with in tokens(&options(20).with_log_probs(3)).iter().zip(&plain) {
+        let (token, plain) = with;
+        assert_eq!((token.id, &token.text), (plain.id, &plain.text));
+        let log_probs = token.log_probs.as_ref().unwrap();
+        assert!(log_probs.best.len() == 3 && log_probs.chosen <= log_probs.best[0].1);
+        assert!(log_probs.best[0].1 < 0.0);
+    }
+}

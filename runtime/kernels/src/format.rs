@@ -324,6 +324,33 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
+    /// Whether every float that it holds is finite: its values, or its scales. Reads those alone, none of the integers.
+    pub fn is_finite(&self) -> bool {
+        let (tile_bytes, floats_bytes, wide) = match self.format.is_quantized() {
+            true => (
+                self.format.tile_bytes(),
+                self.format.scales_bytes(),
+                self.format.scale == ScaleType::F32,
+            ),
+            false => (ROWS * 4, ROWS * 4, self.format.element == Element::F32),
+        };
+        // The largest magnitude of a tile, without a branch.
+        let is_finite = |floats: &[u8]| match wide {
+            true => {
+                let floats = floats.as_chunks::<4>().0.iter();
+                let magnitudes = floats.map(|float| u32::from_le_bytes(*float) & 0x7fff_ffff);
+                magnitudes.fold(0, u32::max) < 0x7f80_0000
+            }
+            false => {
+                let floats = floats.as_chunks::<2>().0.iter();
+                let magnitudes = floats.map(|float| u16::from_le_bytes(*float) & 0x7fff);
+                magnitudes.fold(0, u16::max) < 0x7c00
+            }
+        };
+        let mut tiles = self.bytes.chunks(tile_bytes);
+        tiles.all(|tile| is_finite(&tile[..floats_bytes.min(tile.len())]))
+    }
+
     /// Number of groups of 16 rows.
     pub(crate) fn groups(&self) -> usize {
         self.rows.div_ceil(ROWS)

@@ -129,7 +129,7 @@ pub fn pack_int(
 /// Packs `rows x cols` row-major floats; binary16 rounds to nearest even.
 ///
 /// # Errors
-/// If the format is not a float format or `values` has the wrong length.
+/// If the format is not a float format, `values` has the wrong length, or one of them is not finite.
 pub fn pack_float(
     format: MatrixFormat,
     rows: usize,
@@ -141,6 +141,13 @@ pub fn pack_float(
     }
     let size_bytes = format.checked_size(rows, cols)?;
     check_count("values", rows.checked_mul(cols), values.len(), rows, cols)?;
+    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+        return Err(LayoutError::Value {
+            what: "weight",
+            value: values[index].to_string(),
+            index,
+        });
+    }
     let mut bytes = vec![0; size_bytes];
     for row in 0..rows {
         for column in 0..cols {

@@ -44,6 +44,7 @@ fn says(texts: &[&str]) -> Vec<Token> {
         .map(|(id, text)| Token {
             id: Some(id),
             text: (*text).to_owned(),
+            log_probs: None,
         })
         .collect()
 }

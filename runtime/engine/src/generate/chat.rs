@@ -294,6 +294,7 @@ impl Drop for Reply<'_> {
                     | FinishReason::StopString
                     | FinishReason::Filtered
                     | FinishReason::MaxTokens
+                    | FinishReason::MaxTime
                     | FinishReason::ContextFull
             )
         );

@@ -15,8 +15,9 @@ mod stream;
 
 pub use chat::{Chat, ChatRequest, Reply};
 pub use choose::{
-    Candidate, Candidates, CheckpointAhead, InvalidSampling, Random, RepetitionPenalty,
-    SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep, SamplingSteps, Stage,
+    Candidate, Candidates, CheckpointAhead, Dry, InvalidSampling, LogProbs, Mirostat, Random,
+    RepetitionPenalty, SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep,
+    SamplingSteps, Stage, Xtc,
 };
 pub use filter::{FilteredText, TextFilter, TextFilters};
 pub use generation::Generation;

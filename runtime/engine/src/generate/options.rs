@@ -2,6 +2,7 @@
 
 use super::choose::{Sampling, SamplingStep, SamplingSteps};
 use super::filter::{TextFilter, TextFilters};
+use std::time::Duration;
 
 /// When to stop and how to choose.
 ///
@@ -20,8 +21,14 @@ use super::filter::{TextFilter, TextFilters};
 pub struct GenerateOptions {
     /// Most tokens to generate.
     pub max_new_tokens: usize,
+    /// No token is begun when so much time has passed since the first one was asked for: the generation then ends with
+    /// [`FinishReason::MaxTime`](crate::FinishReason::MaxTime). A token that was begun is finished, the prompt
+    /// before it included.
+    pub max_time: Option<Duration>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// Tokens come with the log-probabilities of the chosen one and so many of the best; 0 for the chosen one alone.
+    pub log_probs: Option<usize>,
     /// Tokens that end the generation, besides the model's own end-of-text tokens.
     pub stop_tokens: Vec<u32>,
     /// Texts that end the generation wherever they come up in what is generated, across tokens too. A stop
@@ -41,7 +48,9 @@ impl Default for GenerateOptions {
     fn default() -> Self {
         GenerateOptions {
             max_new_tokens: 256,
+            max_time: None,
             sampling: Sampling::GREEDY,
+            log_probs: None,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             context_end: ContextEnd::Stop,
@@ -56,6 +65,20 @@ impl GenerateOptions {
     #[must_use]
     pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
         self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// With this for [`max_time`](Self::max_time).
+    #[must_use]
+    pub fn with_max_time(mut self, max_time: impl Into<Option<Duration>>) -> Self {
+        self.max_time = max_time.into();
+        self
+    }
+
+    /// With this for [`log_probs`](Self::log_probs).
+    #[must_use]
+    pub fn with_log_probs(mut self, log_probs: impl Into<Option<usize>>) -> Self {
+        self.log_probs = log_probs.into();
         self
     }
 

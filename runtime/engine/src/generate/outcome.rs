@@ -1,6 +1,6 @@
 //! What comes of a generation: tokens, and how it ended.
 
-use super::choose::InvalidSampling;
+use super::choose::{InvalidSampling, LogProbs};
 use crate::session::SessionError;
 use crate::text::{TemplateError, TextError};
 
@@ -33,6 +33,12 @@ pub enum GenerateError {
     /// The model could not be run.
     #[error("the next token cannot be computed")]
     Session(#[from] SessionError),
+    /// The model's logits are not numbers: the bundle, or what it was built from, is broken.
+    #[error("the model's logit of token {token} is not finite: the bundle is broken")]
+    NotFinite {
+        /// The first token with such a logit.
+        token: u32,
+    },
     /// The system would not start a thread.
     #[error("no thread can be started for the generation")]
     Thread(#[source] std::io::Error),
@@ -44,6 +50,8 @@ pub enum GenerateError {
 pub enum FinishReason {
     /// As many tokens as were asked for.
     MaxTokens,
+    /// As much time as was given.
+    MaxTime,
     /// The model ended its text.
     EndOfText,
     /// One of the stop tokens came.
@@ -63,7 +71,7 @@ pub enum FinishReason {
 }
 
 /// A generated token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     /// Its id; `None` for text that comes after the last token, because it might have become a stop string or a filter
     /// held it back.
@@ -71,4 +79,6 @@ pub struct Token {
     /// The text that is certain with it: never half a character, nothing that may still become a stop string.
     /// Often empty: the text then comes with a later token.
     pub text: String,
+    /// How likely the model found it, where that was asked for.
+    pub log_probs: Option<LogProbs>,
 }

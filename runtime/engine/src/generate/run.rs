@@ -1,18 +1,23 @@
 //! What goes on in every generation, whoever owns its session.
 
-use super::choose::{SampleError, Sampler};
+use super::choose::{LogProbs, SampleError, Sampler};
 use super::filter::FilterChain;
 use super::options::{ContextEnd, GenerateOptions};
 use super::outcome::{FinishReason, GenerateError, Token};
 use crate::cancellation::Cancellation;
 use crate::session::{LogitsFor, Session, SessionError};
 use crate::text::Detokenizer;
+use std::time::{Duration, Instant};
 
 /// A generation without its session.
 pub(super) struct Run {
     /// Tokens that are not in the context yet: the prompt, then the last token.
     pending: Vec<u32>,
     left: usize,
+    max_time: Option<Duration>,
+    /// When the first token was asked for, where time counts.
+    begun: Option<Instant>,
+    log_probs: Option<usize>,
     end_tokens: Vec<u32>,
     stop_tokens: Vec<u32>,
     context_end: ContextEnd,
@@ -74,6 +79,9 @@ impl Run {
         Ok(Run {
             pending: pending.to_vec(),
             left: options.max_new_tokens,
+            max_time: options.max_time,
+            begun: None,
+            log_probs: options.log_probs,
             end_tokens: engine.generation_defaults().eos_tokens.clone(),
             stop_tokens: options.stop_tokens.clone(),
             context_end: options.context_end,
@@ -126,6 +134,11 @@ impl Run {
             self.finish_reason = Some(FinishReason::MaxTokens);
             return Ok(None);
         }
+        if let Some(max_time) = self.max_time
+            && self.begun.get_or_insert_with(Instant::now).elapsed() >= max_time
+        {
+            return Ok(self.end_before_token(FinishReason::MaxTime));
+        }
         self.make_room(session)?;
         let logits =
             session.append_cancellable(&self.pending, LogitsFor::LastToken, &self.cancellation)?;
@@ -135,6 +148,9 @@ impl Run {
             Err(SampleError::NothingAllowed) => {
                 return Ok(self.end_before_token(FinishReason::NothingAllowed));
             }
+            Err(SampleError::NotFinite { token }) => {
+                return Err(GenerateError::NotFinite { token });
+            }
         };
         if self.end_tokens.contains(&id) {
             return Ok(self.end_before_token(FinishReason::EndOfText));
@@ -142,6 +158,9 @@ impl Run {
         if self.stop_tokens.contains(&id) {
             return Ok(self.end_before_token(FinishReason::StopToken));
         }
+        let log_probs = self
+            .log_probs
+            .and_then(|count| LogProbs::of(logits.last(), id, count));
         self.left -= 1;
         self.pending.push(id);
         self.sampler.accept(id);
@@ -158,13 +177,18 @@ impl Run {
         Ok(Some(Token {
             id: Some(id),
             text: passed.text,
+            log_probs,
         }))
     }
 
     /// Ends for this reason with a token that is not given out, or none; the text that was held back is.
     fn end_before_token(&mut self, reason: FinishReason) -> Option<Token> {
         let text = self.rest(reason);
-        (!text.is_empty()).then_some(Token { id: None, text })
+        (!text.is_empty()).then_some(Token {
+            id: None,
+            text,
+            log_probs: None,
+        })
     }
 
     /// What was held back, now that nothing follows for this reason. Where a filter finds that the text ended in it, as

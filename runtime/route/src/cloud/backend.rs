@@ -39,6 +39,7 @@ impl Backend for CloudClient {
             on_token(Token {
                 id: None,
                 text: text.to_owned(),
+                log_probs: None,
             })
         });
         match answer {

@@ -1,7 +1,7 @@
 //! `niwaki chat`: a conversation, line by line.
 
 use super::error::CommandError;
-use super::generation::{GenerationArgs, finish_reason};
+use super::generation::{GenerationArgs, PrintedLogProbs, finish_reason};
 use super::model::{self, EngineArgs, Model};
 use super::{print, staging};
 use clap::Args;
@@ -45,6 +45,8 @@ struct Outcome<'a> {
     reused_tokens: usize,
     reply_tokens: usize,
     forgotten_messages: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    log_probs: Vec<PrintedLogProbs>,
 }
 
 pub(super) fn run(args: &ChatArgs) -> Result<(), CommandError> {
@@ -84,8 +86,10 @@ fn reply(
     let _interrupt = staging::cancel_on_interrupt(reply.cancellation());
     let mut text = String::new();
     let mut reply_tokens = 0;
+    let mut log_probs = Vec::new();
     for token in reply.by_ref() {
         let token = token.map_err(CommandError::Generate)?;
+        log_probs.extend(PrintedLogProbs::of(&token));
         reply_tokens += usize::from(token.id.is_some());
         if !json {
             print(&token.text)?;
@@ -105,6 +109,7 @@ fn reply(
         reused_tokens,
         reply_tokens,
         forgotten_messages: chat.forgotten_messages(),
+        log_probs,
     };
     let line = serde_json::to_string(&outcome).map_err(CommandError::Json)?;
     print(&format!("{line}\n"))

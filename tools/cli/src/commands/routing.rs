@@ -1,6 +1,7 @@
 //! Between the device and an endpoint: arguments and the answer of `niwaki run`.
 
 use super::error::CommandError;
+use super::generation::PrintedLogProbs;
 use super::model::Model;
 use clap::{Args, ValueEnum};
 use niwaki::{FinishReason, GenerateError, GenerateOptions};
@@ -76,6 +77,8 @@ pub(super) struct Answered {
     pub(super) text: String,
     /// Tokens of the device's model; an endpoint tells only its text.
     pub(super) tokens: Vec<u32>,
+    /// Of each of those tokens, where they were asked for.
+    pub(super) log_probs: Vec<PrintedLogProbs>,
     /// How many, by whoever answered; 0 if an endpoint did not count.
     pub(super) generated_tokens: usize,
     pub(super) finish_reason: FinishReason,
@@ -104,10 +107,11 @@ impl RoutingArgs {
             .stream(request, WAITING_TOKENS)
             .map_err(|error| CommandError::Generate(GenerateError::Thread(error)))?;
         let mut first_token = None;
-        let (mut text, mut tokens) = (String::new(), Vec::new());
+        let (mut text, mut tokens, mut log_probs) = (String::new(), Vec::new(), Vec::new());
         for token in stream.by_ref() {
             first_token.get_or_insert_with(|| start.elapsed());
             tokens.extend(token.id);
+            log_probs.extend(PrintedLogProbs::of(&token));
             text.push_str(&token.text);
             on_text(&token.text)?;
         }
@@ -129,6 +133,7 @@ impl RoutingArgs {
                 None => tokens.len(),
             },
             tokens,
+            log_probs,
             finish_reason,
             first_token: first_token.unwrap_or_default(),
             decision,

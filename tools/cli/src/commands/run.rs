@@ -1,7 +1,7 @@
 //! `niwaki run`: text in, text out.
 
 use super::error::CommandError;
-use super::generation::{GenerationArgs, finish_reason};
+use super::generation::{GenerationArgs, PrintedLogProbs, finish_reason};
 use super::model::{self, EngineArgs, Model};
 use super::prompt_ids::print_ids;
 use super::routing::RoutingArgs;
@@ -47,6 +47,8 @@ pub(super) struct RunArgs {
 pub(super) struct Outcome {
     pub(super) text: String,
     tokens: Vec<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    log_probs: Vec<PrintedLogProbs>,
     prompt_tokens: usize,
     finish_reason: &'static str,
     first_token_s: f64,
@@ -91,6 +93,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
             prompt_tokens,
             text: answered.text,
             tokens: answered.tokens,
+            log_probs: answered.log_probs,
             first_token_s: answered.first_token.as_secs_f64(),
             decision: Some(answered.decision),
         })
@@ -111,6 +114,7 @@ pub(super) fn generate(
     let mut generation = session.generate(prompt, options);
     let mut text = String::new();
     let mut tokens = Vec::new();
+    let mut log_probs = Vec::new();
     let mut first_token_s = 0.0;
     for token in generation.by_ref() {
         let token = token.map_err(CommandError::Generate)?;
@@ -118,6 +122,7 @@ pub(super) fn generate(
             first_token_s = start.elapsed().as_secs_f64();
         }
         tokens.extend(token.id);
+        log_probs.extend(PrintedLogProbs::of(&token));
         text.push_str(&token.text);
         on_text(&token.text)?;
     }
@@ -128,6 +133,7 @@ pub(super) fn generate(
         prompt_tokens: prompt.len(),
         text,
         tokens,
+        log_probs,
         first_token_s,
         decision: None,
     })

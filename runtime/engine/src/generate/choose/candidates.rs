@@ -1,7 +1,6 @@
 //! The tokens that may be chosen.
 
 use super::exp::exp;
-use super::logits;
 use std::cmp::Ordering;
 
 /// A token that may be chosen.
@@ -9,7 +8,7 @@ use std::cmp::Ordering;
 pub struct Candidate {
     /// Its id.
     pub token: u32,
-    /// Its logit, always finite: what was no number became one.
+    /// Its logit, always finite.
     pub logit: f32,
 }
 
@@ -24,7 +23,7 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// One candidate per logit of the model, in the order of token ids.
+    /// One candidate per logit of the model, all finite, in the order of token ids. Zero comes once, as -0 + 0 is 0.
     pub(super) fn fill(&mut self, logits: &[f32]) {
         self.entries.clear();
         self.sorted = 0;
@@ -32,7 +31,7 @@ impl Candidates {
         self.entries
             .extend((0u32..).zip(logits).map(|(token, logit)| Candidate {
                 token,
-                logit: logits::number(*logit),
+                logit: *logit + 0.0,
             }));
     }
 
@@ -148,6 +147,14 @@ impl Candidates {
         }
     }
 
+    /// Puts them into an order that does not depend on how many were sorted before: what is summed over them has the same
+    /// bits then.
+    pub(super) fn fix_order(&mut self) {
+        if self.sorted != self.len() {
+            self.sort_by_token();
+        }
+    }
+
     fn remove_forbidden(&mut self) {
         self.retain(|candidate| candidate.logit != f32::NEG_INFINITY);
     }
@@ -238,9 +245,7 @@ pub(super) fn weights(
 /// The sum of all weights, added in the order of token ids, or best first where all are sorted: the order must not depend
 /// on how many were sorted before.
 pub(super) fn total_weight(candidates: &mut Candidates, best: f32) -> f64 {
-    if candidates.sorted != candidates.len() {
-        candidates.sort_by_token();
-    }
+    candidates.fix_order();
     weights(&candidates.entries, best)
         .map(|(_, weight)| weight)
         .sum()

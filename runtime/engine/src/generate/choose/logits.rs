@@ -1,15 +1,17 @@
-//! What logits count as that a model gives.
+//! The logits as a model gives them.
 
-/// The one place that says what a model's logit counts as: what is no finite number is a mistake of the model and counts as
-/// the lowest number, so it is never chosen before a finite one. Zero comes once, as -0 + 0 is 0.
+/// The first token whose logit is no finite number, which is a mistake of the model.
 ///
 /// What a *step* answers is another matter: [`Candidates::adjust`](super::Candidates::adjust).
-pub(super) fn number(logit: f32) -> f32 {
-    if logit.is_finite() {
-        logit + 0.0
-    } else {
-        f32::MIN
+pub(super) fn first_not_finite(logits: &[f32]) -> Option<u32> {
+    // The largest magnitude of all first, without a branch: almost always there is none to look for.
+    let magnitude = |logit: &f32| (logit.to_bits() & 0x7fff_ffff) as i32;
+    let largest = logits.iter().map(magnitude).fold(0, i32::max);
+    if largest < f32::INFINITY.to_bits() as i32 {
+        return None;
     }
+    let place = logits.iter().position(|logit| !logit.is_finite())?;
+    u32::try_from(place).ok()
 }
 
 /// The place of the highest logit, the first of equals. `None` where there is none, or it is not finite: then

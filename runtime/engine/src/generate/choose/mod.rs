@@ -9,16 +9,19 @@
 //! 2. **Penalties and biases** change how likely tokens are. They work on the logits as the model gives them, so that
 //!    their strength means the same at every temperature.
 //! 3. **Temperature** sharpens or flattens all of them.
-//! 4. **Truncation** leaves out the unlikely, of the distribution that is drawn from. It always keeps the best of what it
-//!    is given.
-//! 5. The **draw**; temperature 0 takes the best instead.
+//! 4. **Truncation** leaves out the unlikely, of the distribution that is drawn from. It always keeps at least one of
+//!    what it is given.
+//! 5. The **draw**; temperature 0 takes the best instead. Mirostat's moving cut belongs to it.
 //!
 //! 2 to 4 are in the order of transformers. A candidate that any step forbids is gone for good: no setting and no later
 //! step brings it back. Where none is left, that is an answer of its own ([`SampleError::NothingAllowed`]), never a token.
 
 mod candidates;
 mod exp;
+mod ln;
+mod log_probs;
 mod logits;
+mod mirostat;
 mod random;
 mod sampler;
 mod settings;
@@ -26,7 +29,8 @@ mod step;
 mod steps;
 
 pub use candidates::{Candidate, Candidates};
+pub use log_probs::LogProbs;
 pub use random::Random;
 pub use sampler::{CheckpointAhead, SampleError, Sampler, SamplerCheckpoint};
-pub use settings::{InvalidSampling, RepetitionPenalty, Sampling};
+pub use settings::{Dry, InvalidSampling, Mirostat, RepetitionPenalty, Sampling, Xtc};
 pub use step::{SamplingStep, SamplingSteps, Stage};

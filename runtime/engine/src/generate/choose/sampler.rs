@@ -1,7 +1,8 @@
 //! The chain and the draw.
 
 use super::candidates::{Candidates, total_weight, weight, weights};
-use super::logits::argmax;
+use super::logits::{argmax, first_not_finite};
+use super::mirostat::Mirostat;
 use super::random::Random;
 use super::settings::{InvalidSampling, Sampling};
 use super::step::{SamplingStep, Stage};
@@ -29,6 +30,7 @@ pub struct Sampler {
     chain: Vec<Link>,
     greedy: bool,
     random: Random,
+    mirostat: Option<Mirostat>,
     /// Number of tokens.
     accepted: usize,
     candidates: Candidates,
@@ -43,10 +45,11 @@ struct Link {
 }
 
 /// A moment of a [`Sampler`], to go back to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SamplerCheckpoint {
     accepted: usize,
     random: Random,
+    mirostat: Option<Mirostat>,
 }
 
 /// No token can be chosen.
@@ -56,6 +59,13 @@ pub enum SampleError {
     /// The steps forbid every token, or there are no logits.
     #[error("the steps of the chain leave no token to choose")]
     NothingAllowed,
+    /// The model's logits are not numbers: no token would follow from them. The bundle or what it was built from is
+    /// broken.
+    #[error("the model's logit of token {token} is not finite: the bundle is broken")]
+    NotFinite {
+        /// The first token with such a logit.
+        token: u32,
+    },
 }
 
 /// A sampler cannot go back to what lies ahead.
@@ -72,7 +82,7 @@ pub struct CheckpointAhead {
 }
 
 impl Sampler {
-    /// Repetition penalty, temperature, top-k, top-p and min-p, as far as the settings ask for them.
+    /// The steps that the settings ask for.
     ///
     /// # Errors
     /// [`InvalidSampling`].
@@ -82,6 +92,9 @@ impl Sampler {
             chain: Vec::new(),
             greedy: sampling.temperature == 0.0,
             random: Random::new(sampling.seed),
+            mirostat: (sampling.mirostat)
+                .filter(|_| sampling.temperature != 0.0)
+                .map(Mirostat::new),
             accepted: 0,
             candidates: Candidates::default(),
         };
@@ -113,6 +126,9 @@ impl Sampler {
     /// Tells the steps a token that was chosen.
     pub fn accept(&mut self, token: u32) {
         self.accepted += 1;
+        if let Some(mirostat) = &mut self.mirostat {
+            mirostat.accept(token);
+        }
         for link in &mut self.chain {
             link.accepted += 1;
             link.step.accept(token);
@@ -122,8 +138,11 @@ impl Sampler {
     /// The next token. Equal logits go to the lower id when greedy.
     ///
     /// # Errors
-    /// [`SampleError::NothingAllowed`] when no candidate is left.
+    /// [`SampleError::NothingAllowed`] when no candidate is left, [`SampleError::NotFinite`] when a logit is not finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+        if let Some(token) = first_not_finite(logits) {
+            return Err(SampleError::NotFinite { token });
+        }
         if self.greedy
             && self.chain.is_empty()
             && let Some(token) = argmax(logits)
@@ -137,7 +156,22 @@ impl Sampler {
             }
             link.step.apply(&mut self.candidates);
         }
-        self.draw().ok_or(SampleError::NothingAllowed)
+        self.choose().ok_or(SampleError::NothingAllowed)
+    }
+
+    /// One of the candidates, after Mirostat's cut.
+    fn choose(&mut self) -> Option<u32> {
+        if self.candidates.is_empty() {
+            return None;
+        }
+        if let Some(mirostat) = &self.mirostat {
+            mirostat.cut(&mut self.candidates);
+        }
+        let token = self.draw()?;
+        if let Some(mirostat) = &mut self.mirostat {
+            mirostat.drawn(&mut self.candidates, token);
+        }
+        Some(token)
     }
 
     /// One of the candidates; `None` for none.
@@ -170,6 +204,7 @@ impl Sampler {
         SamplerCheckpoint {
             accepted: self.accepted,
             random: self.random.clone(),
+            mirostat: self.mirostat.clone(),
         }
     }
 
@@ -192,6 +227,7 @@ impl Sampler {
         }
         self.accepted = checkpoint.accepted;
         self.random = checkpoint.random.clone();
+        self.mirostat = checkpoint.mirostat.clone();
         Ok(())
     }
 
@@ -207,6 +243,7 @@ impl Sampler {
             chain: self.chain.iter().map(fork).collect(),
             greedy: self.greedy,
             random: self.random.clone(),
+            mirostat: self.mirostat.clone(),
             accepted: self.accepted,
             candidates: Candidates::default(),
         }

@@ -96,3 +96,84 @@ impl SamplingStep for Repetition {
         Box::new(self.clone())
     }
 }
+
+/// Adds to logits; biases of the same token add up.
+#[derive(Clone)]
+pub(super) struct Bias(Vec<(u32, f32)>);
+
+impl Bias {
+    pub(super) fn new(biases: &[(u32, f32)]) -> Bias {
+        Bias(biases.to_vec())
+    }
+}
+
+impl SamplingStep for Bias {
+    fn stage(&self) -> Stage {
+        Stage::Penalty
+    }
+
+    fn apply(&mut self, candidates: &mut Candidates) {
+        for (token, bias) in &self.0 {
+            candidates.adjust_token(*token, |logit| match *bias == f32::NEG_INFINITY {
+                true => f32::NEG_INFINITY,
+                false => (logit + bias).max(f32::MIN),
+            });
+        }
+    }
+
+    fn fork(&self) -> Box<dyn SamplingStep> {
+        Box::new(self.clone())
+    }
+}
+
+/// Frequency and presence penalty, of what was generated alone.
+#[derive(Clone)]
+pub(super) struct Generated {
+    frequency: f32,
+    presence: f32,
+    tokens: Vec<u32>,
+    counts: HashMap<u32, u32>,
+}
+
+impl Generated {
+    pub(super) fn new(frequency: f32, presence: f32) -> Generated {
+        Generated {
+            frequency,
+            presence,
+            tokens: Vec::new(),
+            counts: HashMap::new(),
+        }
+    }
+}
+
+impl SamplingStep for Generated {
+    fn stage(&self) -> Stage {
+        Stage::Penalty
+    }
+
+    fn apply(&mut self, candidates: &mut Candidates) {
+        for (token, count) in &self.counts {
+            let penalty = *count as f32 * self.frequency + self.presence;
+            candidates.adjust_token(*token, |logit| (logit - penalty).max(f32::MIN));
+        }
+    }
+
+    fn accept(&mut self, token: u32) {
+        self.tokens.push(token);
+        *self.counts.entry(token).or_default() += 1;
+    }
+
+    fn rollback(&mut self, count: usize) {
+        let kept = self.tokens.len().saturating_sub(count);
+        for token in self.tokens.drain(kept..) {
+            match self.counts.get_mut(&token) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.counts.remove(&token)),
+            }
+        }
+    }
+
+    fn fork(&self) -> Box<dyn SamplingStep> {
+        Box::new(self.clone())
+    }
+}

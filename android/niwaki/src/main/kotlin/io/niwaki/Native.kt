@@ -46,7 +46,7 @@ internal interface NativeStream<T : Any> : AutoCloseable {
 }
 
 private class NativeTokens(private val native: TokenStream) : NativeStream<Token> {
-    override fun next(): Token? = native.next()?.let { Token(it.text, it.id?.toInt()) }
+    override fun next(): Token? = native.next()?.let { Token(it.text, it.id?.toInt(), logProbs = it.logProbs?.let(::LogProbs)) }
 
     override fun cancel() = native.cancel()
 

@@ -4,6 +4,7 @@ import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.fold
 import io.niwaki.ffi.Finish as NativeFinish
 import io.niwaki.ffi.FinishReason as NativeFinishReason
+import io.niwaki.ffi.LogProbs as NativeLogProbs
 
 /**
  * One item of a generation's flow.
@@ -11,13 +12,28 @@ import io.niwaki.ffi.FinishReason as NativeFinishReason
  * @property text the text that is certain with this token: whole characters, often none.
  * @property id the token's number in the model's vocabulary; null for text that comes after the last token.
  * @property finish how the generation ended: set in the last item of the flow, and only there.
+ * @property logProbs how likely the model found the token, where [GenerateOptions.logProbs] asks for that.
  */
 public class Token internal constructor(
     public val text: String,
     public val id: Int? = null,
     public val finish: Finish? = null,
+    public val logProbs: LogProbs? = null,
 ) {
     override fun toString(): String = "Token(id=$id, ${text.length} characters, finish=$finish)"
+}
+
+/**
+ * Natural logarithms of the model's own probabilities, before penalties, temperature and cuts.
+ *
+ * @property chosen of the chosen token.
+ * @property best of the most likely tokens by their ids, best first.
+ */
+public class LogProbs internal constructor(public val chosen: Float, public val best: Map<Int, Float>) {
+    internal constructor(native: NativeLogProbs) : this(
+        native.chosen,
+        native.best.associate { it.token.toInt() to it.logProb },
+    )
 }
 
 /**
@@ -56,6 +72,9 @@ public class FinishReason private constructor(private val name: String) {
         /** As many tokens as were asked for. */
         public val MaxTokens: FinishReason = FinishReason("MaxTokens")
 
+        /** As much time as was given. */
+        public val MaxTime: FinishReason = FinishReason("MaxTime")
+
         /** The model ended its text. */
         public val EndOfText: FinishReason = FinishReason("EndOfText")
 
@@ -75,6 +94,7 @@ public class FinishReason private constructor(private val name: String) {
 
 internal fun NativeFinishReason.toFinishReason(): FinishReason = when (this) {
     NativeFinishReason.MAX_TOKENS -> FinishReason.MaxTokens
+    NativeFinishReason.MAX_TIME -> FinishReason.MaxTime
     NativeFinishReason.END_OF_TEXT -> FinishReason.EndOfText
     NativeFinishReason.STOP_STRING -> FinishReason.StopString
     NativeFinishReason.CONTEXT_FULL -> FinishReason.ContextFull
