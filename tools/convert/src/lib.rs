@@ -7,6 +7,7 @@ pub mod calibrate;
 mod cholesky;
 pub mod evaluate;
 pub mod export;
+pub mod lora;
 pub mod lower;
 pub mod memory;
 pub mod onnx;

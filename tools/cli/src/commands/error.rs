@@ -2,6 +2,7 @@
 
 use niwaki_convert::build::BuildError;
 use niwaki_convert::evaluate::EvaluateError;
+use niwaki_convert::lora::AdapterError;
 use niwaki_convert::lower::LeftOver;
 use niwaki_convert::prune::PruneError;
 use niwaki_convert::quantize::QuantizeError;
@@ -96,6 +97,13 @@ pub(super) enum CommandError {
         path: PathBuf,
         #[source]
         source: Box<BuildError>,
+    },
+    /// An adapter cannot be used.
+    #[error("cannot use the LoRA adapter {}", path.display())]
+    Adapter {
+        path: PathBuf,
+        #[source]
+        source: AdapterError,
     },
     /// The model could not be quantized.
     #[error("cannot quantize {}", path.display())]

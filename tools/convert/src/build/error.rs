@@ -4,6 +4,7 @@ use super::{Budget, WINDOW_TOKENS};
 use crate::calibrate::CalibrateError;
 use crate::evaluate::EvaluateError;
 use crate::export::ExportError;
+use crate::lora::MergeError;
 use crate::lower::{LeftOver, LowerError};
 use crate::onnx::OnnxError;
 use crate::quantize::{QuantizeError, ShelfError};
@@ -23,6 +24,9 @@ pub enum BuildError {
     /// The graph does not lower.
     #[error(transparent)]
     Lower(#[from] LowerError),
+    /// An adapter does not fit the model.
+    #[error("the LoRA adapter cannot be merged")]
+    Lora(#[from] MergeError),
     /// A matrix cannot be quantized.
     #[error("a weight cannot be quantized")]
     Quantize(#[from] QuantizeError),

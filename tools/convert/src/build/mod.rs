@@ -24,6 +24,7 @@ pub use optimize::{Continuation, Damage, Quality, Tried};
 pub use report::{Made, PrunedBefore, QualityReport, StoredMatrices, StoredMatrix};
 
 use crate::export::Export;
+use crate::lora::{self, Adapter};
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
@@ -101,6 +102,8 @@ pub struct BuildOptions<'a> {
     pub threads: usize,
     /// Measure what quantization costs, and tell it in the bundle, also where nothing has to be chosen by it.
     pub measures: bool,
+    /// LoRA adapters that are merged into the float weights first, each with its strength.
+    pub adapters: &'a [(&'a Adapter, f32)],
     /// What was done before, for the bundle's provenance.
     pub provenance: BTreeMap<String, String>,
     /// How it is made, for the quality report; the export's files are added.
@@ -119,6 +122,7 @@ impl<'a> BuildOptions<'a> {
             shelf: None,
             threads: 0,
             measures: false,
+            adapters: &[],
             provenance: BTreeMap::new(),
             made: Made::default(),
         }
@@ -211,6 +215,9 @@ pub fn build_from(
     let mut model = OnnxModel::open(graph)?;
     model.inline_functions()?;
     let mut lowered = lowered(&model, export, &options.wishes)?;
+    for (adapter, strength) in options.adapters {
+        lora::merge(&mut lowered, adapter, *strength)?;
+    }
     if options.chooses_formats() {
         lower::split_values(&mut lowered);
     }
@@ -248,7 +255,7 @@ pub fn build_from(
     let text = optimizer.text(&mut |share| progress(Phase::Writing, share))?;
     let own_shelf = scratch.path().join("quantized");
     let folder = options.shelf.unwrap_or(&own_shelf);
-    let label = optimize::label(graph, options.chooses_formats(), &text.seen)?;
+    let label = optimize::label(graph, options, &text.seen)?;
     let shelf = Shelf::open(folder, &label)?;
     optimizer.fill_shelf(&shelf, &text.seen, &mut |share| {
         progress(Phase::Calibrating, share);

@@ -16,6 +16,39 @@ pub struct MatrixSource {
     content: Content,
     row_picks: Option<Arc<[usize]>>,
     row_factors: Option<Arc<[f32]>>,
+    low_rank: Vec<LowRank>,
+}
+
+/// `factor * up * down`, which is added to some rows of a matrix.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// To which rows.
+    pub rows: Range<usize>,
+    /// `[rank, columns of the matrix]`, row-major.
+    pub down: Arc<[f32]>,
+    /// `[rows, rank]`, row-major.
+    pub up: Arc<[f32]>,
+    /// The factor.
+    pub factor: f32,
+}
+
+impl LowRank {
+    /// Adds what it has for `row` to that row's values.
+    fn add_to(&self, row: usize, values: &mut [f32]) {
+        if !self.rows.contains(&row) || values.is_empty() {
+            return;
+        }
+        let rank = self.down.len() / values.len();
+        let up = &self.up[(row - self.rows.start) * rank..][..rank];
+        let mut sums = vec![0.0; values.len()];
+        for (up, down) in up.iter().zip(self.down.chunks_exact(values.len())) {
+            sums.iter_mut()
+                .zip(down)
+                .for_each(|(sum, down)| *sum += up * down);
+        }
+        let pairs = values.iter_mut().zip(sums);
+        pairs.for_each(|(value, sum)| *value += self.factor * sum);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +97,7 @@ impl MatrixSource {
             content,
             row_picks: None,
             row_factors: None,
+            low_rank: vec![],
         })
     }
 
@@ -87,6 +121,7 @@ impl MatrixSource {
             content,
             row_picks: None,
             row_factors: None,
+            low_rank: vec![],
         }
     }
 
@@ -119,6 +154,12 @@ impl MatrixSource {
         matches!(self.content, Content::Quantized { .. })
     }
 
+    /// Adds to its rows, whatever they were picked from. Only floats have room for it.
+    pub fn add(&mut self, low_rank: LowRank) {
+        debug_assert!(!self.is_quantized());
+        self.low_rank.push(low_rank);
+    }
+
     /// A small float matrix that was computed, not stored.
     pub(super) fn of_values(rows: usize, cols: usize, values: &[f32]) -> MatrixSource {
         let bytes: Vec<u8> = values
@@ -132,6 +173,7 @@ impl MatrixSource {
             content,
             row_picks: None,
             row_factors: None,
+            low_rank: vec![],
         }
     }
 
@@ -193,6 +235,7 @@ impl MatrixSource {
             content,
             row_picks: None,
             row_factors: None,
+            low_rank: vec![],
         }
     }
 
@@ -243,6 +286,10 @@ impl MatrixSource {
     }
 
     fn value(&self, row: usize, col: usize) -> f32 {
+        debug_assert!(
+            self.low_rank.is_empty(),
+            "only lowering compares matrices, before anything is added"
+        );
         let factor = self
             .row_factors
             .as_ref()
@@ -278,6 +325,9 @@ impl MatrixSource {
         if let Some(factor) = factor {
             out.iter_mut().for_each(|value| *value *= factor);
         }
+        self.low_rank
+            .iter()
+            .for_each(|added| added.add_to(row, out));
     }
 
     /// Says that these rows are not needed for a while: what of the file holds them and nothing else leaves memory.
@@ -326,7 +376,9 @@ impl MatrixSource {
     /// everything else becomes `f32`. The second value says why a quantized matrix had to become floats.
     pub fn exact_format(&self) -> (MatrixFormat, Option<&'static str>) {
         let (codes, zero, scale) = match &self.content {
-            Content::Real(values) if values.is_f16() && self.row_factors.is_none() => {
+            Content::Real(values)
+                if values.is_f16() && self.row_factors.is_none() && self.low_rank.is_empty() =>
+            {
                 return (MatrixFormat::F16, None);
             }
             Content::Real(_) => return (MatrixFormat::F32, None),
@@ -450,10 +502,13 @@ impl MatrixSource {
             Content::Real(values) if values.is_transposed() => {
                 let from: Vec<usize> = range.clone().map(|row| self.stored_row(row)).collect();
                 values.read_transposed(&from, self.cols, out);
-                if let Some(factors) = &self.row_factors {
-                    for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
+                for (row, out) in range.zip(out.chunks_exact_mut(self.cols.max(1))) {
+                    if let Some(factors) = &self.row_factors {
                         out.iter_mut().for_each(|value| *value *= factors[row]);
                     }
+                    self.low_rank
+                        .iter()
+                        .for_each(|added| added.add_to(row, out));
                 }
             }
             _ => {

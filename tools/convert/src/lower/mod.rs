@@ -25,7 +25,7 @@ mod stored;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub use matrix::{MatrixSource, RowsOut};
+pub use matrix::{LowRank, MatrixSource, RowsOut};
 pub use parts::{Matrix, Parts};
 pub use split::split_values;
 

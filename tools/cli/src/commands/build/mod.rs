@@ -1,8 +1,10 @@
 //! `niwaki build`: export folder to bundle in one step.
 //!
 //! - `recipe`: the options that decide what a bundle becomes, from the command line and from a file; `preset`: sets of them
+//! - `adapters`: LoRA adapters that are merged first
 //! - `told`: what is said of what was built
 
+mod adapters;
 mod preset;
 mod recipe;
 mod told;
@@ -16,6 +18,7 @@ use super::prune::{calibration_tokens, prune_file};
 use super::report::Report;
 use super::staging::{Scratch, Staging};
 use crate::terminal::Progress;
+use adapters::LoraFolder;
 use clap::Args;
 use niwaki_bundle::{Bundle, Verify};
 use niwaki_convert::build::{
@@ -23,6 +26,7 @@ use niwaki_convert::build::{
     source_file,
 };
 use niwaki_convert::export::Export;
+use niwaki_convert::lora::Adapter;
 use niwaki_convert::memory::give_back_large_blocks;
 use recipe::{Quantization, Recipe, file_name};
 use std::path::{Path, PathBuf};
@@ -142,6 +146,26 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
             source: Box::new(source),
         })?;
         options.made.inputs.push(file);
+    }
+    let opened = recipe.lora.iter().map(LoraFolder::open);
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    let adapters: Vec<(&Adapter, f32)> = opened
+        .iter()
+        .map(|(adapter, strength)| (adapter, *strength))
+        .collect();
+    options.adapters = &adapters;
+    for adapter in &recipe.lora {
+        let file = adapter.file();
+        let file = source_file(&file).map_err(|source| CommandError::Build {
+            path: args.export.clone(),
+            source: Box::new(source),
+        })?;
+        options.made.inputs.push(file);
+        let merged = options.provenance.entry("lora".to_owned()).or_default();
+        *merged = [merged.as_str(), &adapter.to_string()]
+            .join(" ")
+            .trim()
+            .to_owned();
     }
     let built = stage(&args.export, &args.output, |output, progress| {
         build_from(&export, graph, output, &options, progress)

@@ -1,5 +1,6 @@
 //! What a bundle is made by: options of the command line, of a recipe file and of a preset.
 
+use super::adapters::LoraFolder;
 use super::preset::Preset;
 use crate::commands::error::CommandError;
 use crate::commands::prune::{Kept, Method, PruneAmount, share};
@@ -52,6 +53,10 @@ pub(super) struct Recipe {
     #[arg(long, value_name = "SHARE", value_parser = percent)]
     #[serde(deserialize_with = "increase")]
     pub(super) max_perplexity_increase: Option<f64>,
+    /// Merge a LoRA adapter that PEFT saved into the weights first, with a strength if it is not 1: DIR:0.5. Several are
+    /// separated by commas.
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    pub(super) lora: Vec<LoraFolder>,
     /// Prune the layers first, as `niwaki prune` does.
     #[arg(long, value_enum, value_name = "METHOD")]
     #[serde(deserialize_with = "chosen")]
@@ -113,8 +118,12 @@ impl Recipe {
                 return Err(failed(toml::de::Error::custom(message)));
             }
         }
+        let folder = path.parent().unwrap_or(Path::new(""));
         if let Some(calibration) = &mut recipe.calibration {
-            *calibration = path.parent().unwrap_or(Path::new("")).join(&calibration);
+            *calibration = folder.join(&calibration);
+        }
+        for adapter in &mut recipe.lora {
+            adapter.begin_at(folder);
         }
         Ok(recipe)
     }
@@ -145,6 +154,10 @@ impl Recipe {
             max_perplexity_increase: self
                 .max_perplexity_increase
                 .or(other.max_perplexity_increase),
+            lora: match self.lora.is_empty() {
+                true => other.lora,
+                false => self.lora,
+            },
             prune: self.prune.or(other.prune),
             sparsity,
             keep,
@@ -201,6 +214,7 @@ impl Recipe {
     /// lies changes nothing, and is nobody's business who gets the bundle.
     pub(super) fn said(&self) -> BTreeMap<String, String> {
         let calibration = self.calibration.as_deref().map(file_name);
+        let adapters: Vec<String> = self.lora.iter().map(ToString::to_string).collect();
         let said = [
             ("preset", self.preset.and_then(name)),
             ("weights", self.weights.and_then(name)),
@@ -212,6 +226,7 @@ impl Recipe {
                 "max-perplexity-increase",
                 self.max_perplexity_increase.map(|share| share.to_string()),
             ),
+            ("lora", (!adapters.is_empty()).then(|| adapters.join(","))),
             ("prune", self.prune.and_then(name)),
             ("sparsity", self.sparsity.map(|share| share.to_string())),
             ("keep", self.keep.map(|kept| kept.to_string())),

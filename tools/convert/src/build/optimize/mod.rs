@@ -417,9 +417,13 @@ impl Source<'_> {
 /// Everything that quantized matrices depend on but their method.
 pub(super) fn label(
     graph: &Path,
-    splits: bool,
+    options: &BuildOptions<'_>,
     sequences: &[Vec<u32>],
 ) -> Result<String, BuildError> {
+    let adapters = options.adapters.iter();
+    let adapters: Vec<String> = adapters
+        .map(|(adapter, strength)| format!("adapter {} {strength}\n", adapter.blake3()))
+        .collect();
     let mut text = blake3::Hasher::new();
     for sequence in sequences {
         text.update(&(sequence.len() as u64).to_le_bytes());
@@ -430,9 +434,15 @@ pub(super) fn label(
     let files = manifest::source_files(graph)?;
     let files: Vec<String> = files.into_iter().map(|file| file.blake3).collect();
     Ok(format!(
-        "niwaki {}\nmodel {}\nvalues apart {splits}\ntext {}\n",
+        "niwaki {}\nmodel {}\n{}values apart {}\ntext {}\n",
         env!("CARGO_PKG_VERSION"),
+<<<<<<< HEAD
         files.join(" "),
+=======
+        manifest::source_file(graph)?.blake3,
+        adapters.concat(),
+        options.chooses_formats(),
+>>>>>>> 0f40366 (LoRA adapters of PEFT are merged at build)
         text.finalize().to_hex(),
     ))
 }
