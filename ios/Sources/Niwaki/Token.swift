@@ -114,10 +114,10 @@ public struct FinishReason: Sendable, Hashable, CustomStringConvertible {
     }
 
     /// No token was allowed to follow.
-    case nothingAllowed
+    public static let nothingAllowed = FinishReason(description: "nothingAllowed")
 
     /// A filter ended the text.
-    case filtered
+    public static let filtered = FinishReason(description: "filtered")
 
     init?(_ native: NiwakiNative.FinishReason) {
         switch native {

@@ -134,7 +134,7 @@ pub(super) enum CommandError {
     #[error("{} has the configuration of the model that is pruned, and the result needs another", folder.display())]
     OtherConfiguration { folder: PathBuf },
     /// Nothing to measure on.
-    #[error("pruning by {method} needs a text to measure on")]
+    #[error("{method} needs a text to measure on")]
     NoCalibration { method: &'static str },
     /// Nothing was measured when the bundle was built.
     #[error("{} has no quality report", path.display())]
