@@ -436,13 +436,9 @@ pub(super) fn label(
     Ok(format!(
         "niwaki {}\nmodel {}\n{}values apart {}\ntext {}\n",
         env!("CARGO_PKG_VERSION"),
-<<<<<<< HEAD
         files.join(" "),
-=======
-        manifest::source_file(graph)?.blake3,
         adapters.concat(),
         options.chooses_formats(),
->>>>>>> 0f40366 (LoRA adapters of PEFT are merged at build)
         text.finalize().to_hex(),
     ))
 }
