@@ -32,10 +32,10 @@ fn logits(adapters: &[(&Adapter, f32)], weights: Weights, tokens: &[u32]) -> Vec
     build_from(&export, &export.model, &bundle, &options, &mut |_, _| ()).unwrap();
     let engine = Engine::open(&bundle, &OpenOptions::default()).unwrap();
     let mut session = engine.session().unwrap();
-    let rows = session.append(tokens, LogitsFor::Every).unwrap();
-    let rows = rows.chunks_exact(rows.len() / tokens.len());
-    rows.map(|row| row.iter().step_by(8).copied().collect())
-        .collect()
+    let all = session.append(tokens, LogitsFor::EveryToken).unwrap();
+    let every_eighth = |row: &[f32]| row.iter().step_by(8).copied().collect();
+    let rows = (0..all.rows()).filter_map(|row| all.row(row));
+    rows.map(every_eighth).collect()
 }
 
 fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
