@@ -470,8 +470,10 @@ fn options_without_sense_are_an_error_item() {
         Sampling::GREEDY.with_top_p(1.5),
     ] {
         let mut session = model.session(&threads(1));
-        let mut generation =
-            session.generate(&[1], &GenerateOptions::default().with_sampling(sampling));
+        let mut generation = session.generate(
+            &[1],
+            &GenerateOptions::default().with_sampling(sampling.clone()),
+        );
         assert!(
             matches!(generation.next(), Some(Err(GenerateError::Sampling(_)))),
             "{sampling:?}"
