@@ -98,6 +98,19 @@ pub enum BuildError {
         #[source]
         source: LayoutError,
     },
+    /// A weight is no number.
+    #[error(
+        "matrix {name} has a weight of {value} in row {row}: the export is damaged; export the model again, and if the weight is \
+         there again, the model itself is broken"
+    )]
+    NotFinite {
+        /// The matrix.
+        name: String,
+        /// The row.
+        row: usize,
+        /// The weight.
+        value: f32,
+    },
     /// A weight is too large for half precision.
     #[error(
         "matrix {name} has a weight of {value} in row {row}, which f16 cannot hold; choose int8, int4 or f32"

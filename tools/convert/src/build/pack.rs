@@ -85,6 +85,14 @@ fn pack_rows(
         .read(panel.clone(), &mut values)
         .map_err(BuildError::Onnx)?;
     matrix.release(panel.clone());
+    let row_of = |at: usize| panel.start + at / columns.max(1);
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        return Err(BuildError::NotFinite {
+            name: matrix.name.clone(),
+            row: row_of(at),
+            value: values[at],
+        });
+    }
     if format.element == Element::F16
         && let Some(at) = values
             .iter()
@@ -92,7 +100,7 @@ fn pack_rows(
     {
         return Err(BuildError::TooLargeForHalf {
             name: matrix.name.clone(),
-            row: panel.start + at / columns.max(1),
+            row: row_of(at),
             value: values[at],
         });
     }
