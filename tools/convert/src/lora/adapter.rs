@@ -1,13 +1,12 @@
 //! An adapter's folder.
 
+use crate::onnx::map_file;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -165,11 +164,7 @@ impl Adapter {
             path: path.clone(),
             source,
         };
-        let file = File::open(&path).map_err(read)?;
-        // SAFETY: the map is only read, and dropped before this function returns; a file that is cut short meanwhile by somebody
-        // else ends the process, as with every mapped model.
-        #[allow(unsafe_code)]
-        let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let bytes = map_file(&path).map_err(read)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|source| AdapterError::Tensors {
             path: path.clone(),
             source,
@@ -204,14 +199,14 @@ fn read_config(path: &Path) -> Result<Config, AdapterError> {
         path: path.to_owned(),
         source,
     };
-    let size_bytes = std::fs::metadata(path).map_err(read)?.len();
+    let text = map_file(path).map_err(read)?;
+    let size_bytes = text.len() as u64;
     if size_bytes > LARGEST_CONFIG_BYTES {
         return Err(AdapterError::ConfigSize {
             path: path.to_owned(),
             size_bytes,
         });
     }
-    let text = std::fs::read(path).map_err(read)?;
     serde_json::from_slice(&text).map_err(|source| AdapterError::Config {
         path: path.to_owned(),
         source,
