@@ -126,7 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
     }
     let mut scratch = QuantizedRows::new();
-    let quantize = Box::new(move |kernels: &Kernels| kernels.quantize(&row, &mut scratch));
+    let quantize = Box::new(move |kernels: &Kernels| kernels.quantize(&row, 0, &mut scratch));
     cases.push(Case {
         name: "quantize",
         steps: cols,

@@ -11,6 +11,9 @@ pub const ROWS: usize = 16;
 /// Activations are quantized in blocks of this many columns, whatever the weight's block is.
 pub const ACTIVATION_BLOCK: usize = 32;
 
+/// Blocks of activations that have a second term at most: as many as kernels unpack weights for at once.
+pub const MAX_REFINED: usize = 32;
+
 /// What one weight is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {

@@ -52,7 +52,9 @@ mod x86_64;
 
 pub use attention::{AttentionOptions, AttentionScratch};
 pub use codebook::Codebook;
-pub use format::{ACTIVATION_BLOCK, Element, LayoutError, Matrix, MatrixFormat, ROWS, ScaleType};
+pub use format::{
+    ACTIVATION_BLOCK, Element, LayoutError, MAX_REFINED, Matrix, MatrixFormat, ROWS, ScaleType,
+};
 pub use functions::Activation;
 pub use isa::Isa;
 pub use kernels::{Kernels, MatmulInput, Residual, UnsupportedIsa};

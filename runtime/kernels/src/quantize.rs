@@ -18,9 +18,12 @@ const COLUMNS_PER_TASK: usize = 16 * 1024;
 const GATED_COLUMNS_PER_TASK: usize = 2 * 1024;
 
 impl Kernels {
-    /// Quantizes activations to 8 bits in blocks of 32 columns.
-    pub fn quantize(&self, x: &Rows<'_>, out: &mut QuantizedRows) {
-        out.resize(x.rows(), x.width());
+    /// Quantizes activations to 8 bits in blocks of 32 columns, the first `refined` blocks in two terms.
+    ///
+    /// # Panics
+    /// If there are fewer whole blocks, or `refined` is above [`MAX_REFINED`](crate::MAX_REFINED); so do the others.
+    pub fn quantize(&self, x: &Rows<'_>, refined: usize, out: &mut QuantizedRows) {
+        out.resize(x.rows(), x.width(), refined);
         self.by_blocks(out, COLUMNS_PER_TASK, |row, columns, out| {
             let x = &x.row(row)[columns];
             self.isa.run(Quantize { x, out });
@@ -29,6 +32,7 @@ impl Kernels {
 
     /// [`norm_rms`](Self::norm_rms) or [`norm_layer`](Self::norm_layer) over whole rows, quantized. `weight` and `bias` are
     /// a row long.
+    #[allow(clippy::too_many_arguments)]
     pub fn quantize_norm(
         &self,
         norm: Norm,
@@ -36,13 +40,14 @@ impl Kernels {
         weight: Option<&[f32]>,
         bias: Option<&[f32]>,
         epsilon: f32,
+        refined: usize,
         out: &mut QuantizedRows,
     ) {
         for (what, vector) in [("weight", weight), ("bias", bias)] {
             let len = vector.map_or(x.width(), <[f32]>::len);
             assert_eq!(len, x.width(), "length of the {what}");
         }
-        out.resize(x.rows(), x.width());
+        out.resize(x.rows(), x.width(), refined);
         // A norm needs the whole row.
         let columns = COLUMNS_PER_TASK.max(x.width());
         self.by_blocks(out, columns, |row, _, out| {
@@ -63,10 +68,11 @@ impl Kernels {
         activation: Activation,
         gate: &Rows<'_>,
         up: &Rows<'_>,
+        refined: usize,
         out: &mut QuantizedRows,
     ) {
         check_same(gate, up);
-        out.resize(gate.rows(), gate.width());
+        out.resize(gate.rows(), gate.width(), refined);
         self.by_blocks(out, GATED_COLUMNS_PER_TASK, |row, columns, out| {
             self.isa.run(QuantizeGate {
                 activation,

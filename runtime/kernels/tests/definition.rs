@@ -132,13 +132,77 @@ fn a_product_of_codes_is_that_of_their_values() {
 fn quantized_activations_are_within_half_a_step() {
     let x = numbers(100, 5);
     let mut quantized = QuantizedRows::new();
-    kernels().quantize(&Rows::contiguous(&x, 1, 100), &mut quantized);
+    kernels().quantize(&Rows::contiguous(&x, 1, 100), 0, &mut quantized);
     for (k, x) in x.iter().enumerate() {
         let d = quantized.scales(0)[k / 32];
         let error = (f32::from(quantized.values(0)[k]) * d - x).abs();
         assert!(error <= d * 0.501, "element {k}: error {error}, step {d}");
     }
     assert!(quantized.values(0)[100..].iter().all(|q| *q == 0));
+}
+
+#[test]
+fn refined_activations_are_within_half_a_smaller_step() {
+    let mut x = numbers(100, 5);
+    // Nothing is left of a block of zeros, and of what is too small for a scale.
+    x[32..64].fill(0.0);
+    x[64..96].fill(1e-38);
+    let mut quantized = QuantizedRows::new();
+    kernels().quantize(&Rows::contiguous(&x, 1, 100), 3, &mut quantized);
+    let (values, scales) = (quantized.values(0), quantized.scales(0));
+    let (second, first) = values.split_at(3 * 32);
+    for k in 0..32 {
+        let [d, e] = [scales[3], scales[0]];
+        assert_eq!(e, d / 254.0);
+        let error = (f32::from(first[k]) * d + f32::from(second[k]) * e - x[k]).abs();
+        assert!(error <= e * 0.52, "element {k}: error {error}, step {e}");
+    }
+    assert!(values[32..96].iter().all(|q| *q == 0));
+    assert!(first[32..96].iter().all(|q| *q == 0));
+}
+
+#[test]
+fn a_product_of_refined_activations_is_that_of_both_terms() {
+    let (rows, cols, tokens, refined) = (37, 141, 6, 2);
+    let weights: Vec<i8> = numbers(rows * cols, 1)
+        .iter()
+        .map(|x| (x * 7.0).round() as i8)
+        .collect();
+    let x = numbers(tokens * cols, 3);
+    let x = Rows::contiguous(&x, tokens, cols);
+    for block in [16, 32] {
+        let format = MatrixFormat {
+            block,
+            ..MatrixFormat::INT4
+        };
+        let scales = vec![0.031_25; rows * cols.div_ceil(block)];
+        let bytes = pack_int(format, rows, cols, &weights, &scales, None).expect("packs");
+        let matrix = Matrix::new(format, rows, cols, &bytes).expect("is a matrix");
+        let product = |refined| {
+            let mut quantized = QuantizedRows::new();
+            kernels().quantize(&x, refined, &mut quantized);
+            let mut out = vec![0.0; tokens * rows];
+            let mut target = RowsMut::contiguous(&mut out, tokens, rows);
+            kernels().matmul_quantized(&matrix, &quantized, None, &mut target);
+            (out, quantized)
+        };
+        let (plain, _) = product(0);
+        let (out, quantized) = product(refined);
+        assert_ne!(out, plain);
+        let mut expected = Vec::new();
+        for token in 0..tokens {
+            let (a, d) = (quantized.values(token), quantized.scales(token));
+            let term = |k: usize| f64::from(a[k]) * f64::from(d[k / 32]);
+            for row in weights.chunks(cols) {
+                let sum = (0..cols).map(|k| {
+                    let second = if k < 32 * refined { term(k) } else { 0.0 };
+                    f64::from(row[k]) * 0.031_25 * (term(32 * refined + k) + second)
+                });
+                expected.push(sum.sum());
+            }
+        }
+        close(&out, &expected, 1e-5);
+    }
 }
 
 #[test]

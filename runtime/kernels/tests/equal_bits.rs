@@ -195,24 +195,28 @@ fn products_of_many_wide_rows() {
     }
 }
 
-/// More columns and more rows of activations than a kernel takes at once.
+/// More columns and more rows of activations than a kernel takes at once, and as many second terms as there may be.
 #[test]
 fn large_matrix_products() {
+    let shapes = [
+        (17, 1100, 5, 0),
+        (40, 2090, 1, MAX_REFINED),
+        (20, 1030, 71, MAX_REFINED),
+        (16, 32, 130, 1),
+    ];
     for format in USUAL_FORMATS {
-        for (rows, cols, tokens) in [(17, 1100, 5), (40, 2090, 1), (20, 1030, 71), (16, 32, 130)] {
+        for (rows, cols, tokens, refined) in shapes {
             let mut numbers = Numbers::new(cols as u64);
             let packed = packed(&mut numbers, format, rows, cols);
             let matrix = packed.matrix();
             let x = activations(&mut numbers, tokens * cols);
             let product = |kernels: &Kernels, first: usize, count: usize| {
                 let mut out = vec![0.0; count * rows];
-                kernels.matmul(
-                    &matrix,
-                    &Rows::contiguous(&x[first * cols..], count, cols),
-                    None,
-                    &mut QuantizedRows::new(),
-                    &mut RowsMut::contiguous(&mut out, count, rows),
-                );
+                let x = Rows::contiguous(&x[first * cols..], count, cols);
+                let mut quantized = QuantizedRows::new();
+                kernels.quantize(&x, refined, &mut quantized);
+                let mut target = RowsMut::contiguous(&mut out, count, rows);
+                kernels.matmul_quantized(&matrix, &quantized, None, &mut target);
                 out
             };
             let together = same_everywhere(|kernels| product(kernels, 0, tokens));
@@ -279,11 +283,13 @@ proptest! {
         rows in 1_usize..90,
         cols in prop_oneof![3 => 1_usize..200, 1 => 200_usize..700],
         tokens in 1_usize..41,
+        refined in prop_oneof![1 => Just(0), 1 => 1_usize..8],
         gap in 0_usize..5,
         with_bias: bool,
         seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
+        let refined = refined.min(cols / 32);
         let packed = packed(&mut numbers, format, rows, cols);
         let matrix = packed.matrix();
         let x = activations(&mut numbers, tokens * cols);
@@ -293,13 +299,16 @@ proptest! {
         let stride = cols + gap;
         let product = |kernels: &Kernels, first: usize, count: usize| {
             let mut out = vec![7.0; count * (rows + gap)];
-            kernels.matmul(
-                &matrix,
-                &Rows::new(&x[first * stride..], count, stride, cols),
-                bias,
-                &mut QuantizedRows::new(),
-                &mut RowsMut::new(&mut out, count, rows + gap, rows),
-            );
+            let x = Rows::new(&x[first * stride..], count, stride, cols);
+            let mut quantized = QuantizedRows::new();
+            kernels.quantize(&x, refined, &mut quantized);
+            let x = if format.is_quantized() {
+                MatmulInput::Quantized(&quantized)
+            } else {
+                MatmulInput::Float(&x)
+            };
+            let mut target = RowsMut::new(&mut out, count, rows + gap, rows);
+            kernels.matmul_add(&matrix, x, bias, None, &mut target);
             out
         };
         let together = same_everywhere(|kernels| product(kernels, 0, tokens));
@@ -313,11 +322,12 @@ proptest! {
     }
 
     #[test]
-    fn quantization(tokens in 1_usize..5, cols in 1_usize..130, seed: u64) {
+    fn quantization(tokens in 1_usize..5, cols in 1_usize..130, refined in 0_usize..4, seed: u64) {
+        let refined = refined.min(cols / 32);
         let x = activations(&mut Numbers::new(seed), tokens * cols);
         same_everywhere(|kernels| {
             let mut quantized = QuantizedRows::new();
-            kernels.quantize(&Rows::contiguous(&x, tokens, cols), &mut quantized);
+            kernels.quantize(&Rows::contiguous(&x, tokens, cols), refined, &mut quantized);
             (0..tokens)
                 .flat_map(|row| {
                     let values = quantized.values(row).iter().map(|q| f32::from(*q));
@@ -331,12 +341,14 @@ proptest! {
     fn what_is_quantized_as_it_is_computed(
         tokens in 1_usize..5,
         width in prop_oneof![4 => 1_usize..130, 1 => 2000_usize..5000],
+        refined in 0_usize..4,
         with_bias: bool,
         layer: bool,
         activation in proptest::sample::select(workload::ACTIVATIONS.to_vec()),
         seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
+        let refined = refined.min(width / 32);
         // Squares stay finite.
         let a: Vec<f32> = (0..tokens * width)
             .map(|_| numbers.next() * [1.0, 10.0, 120.0, 1e-3, 1e-39][numbers.below(5) as usize])
@@ -360,7 +372,7 @@ proptest! {
                 let mut out = vec![0.0; tokens * width];
                 compute(&mut RowsMut::contiguous(&mut out, tokens, width));
                 let mut quantized = QuantizedRows::new();
-                kernels.quantize(&Rows::contiguous(&out, tokens, width), &mut quantized);
+                kernels.quantize(&Rows::contiguous(&out, tokens, width), refined, &mut quantized);
                 all.extend(integers(&quantized));
             };
             match norm {
@@ -373,9 +385,9 @@ proptest! {
         let at_once = same_everywhere(|kernels| {
             let mut quantized = QuantizedRows::new();
             let weight = (!layer).then_some(&weight[..]);
-            kernels.quantize_norm(norm, &a, weight, bias, 1e-5, &mut quantized);
+            kernels.quantize_norm(norm, &a, weight, bias, 1e-5, refined, &mut quantized);
             let mut all = integers(&quantized);
-            kernels.quantize_gate(activation, &a, &b, &mut quantized);
+            kernels.quantize_gate(activation, &a, &b, refined, &mut quantized);
             all.extend(integers(&quantized));
             all
         });
@@ -409,7 +421,7 @@ proptest! {
         });
         let at_once = same_everywhere(|kernels| {
             let mut quantized = QuantizedRows::new();
-            kernels.quantize(&x, &mut quantized);
+            kernels.quantize(&x, 0, &mut quantized);
             let x = if format.is_quantized() {
                 MatmulInput::Quantized(&quantized)
             } else {

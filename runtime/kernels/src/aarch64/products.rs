@@ -7,7 +7,7 @@
 
 use super::floats::Floats;
 use super::tiles::{TileReader, load_codebook};
-use crate::format::ACTIVATION_BLOCK;
+use crate::format::{ACTIVATION_BLOCK, MAX_REFINED};
 use crate::lanes::Simd;
 use crate::quantized::{ActivationTile, QuantizedRows};
 use crate::weights::Weights;
@@ -21,6 +21,7 @@ pub(super) const PANEL_ROWS: usize = ActivationTile::ROWS;
 
 /// Tiles of a panel: 18 KiB, which leaves room for activations in a first-level cache of 32.
 const PANEL_TILES: usize = 32;
+const _: () = assert!(MAX_REFINED <= PANEL_TILES);
 
 /// Quadruples of rows for which a panel is unpacked: their sums lie on the stack.
 const MAX_BATCHES: usize = 16;
@@ -116,49 +117,52 @@ unsafe fn one_row<P: Products, W: Weights>(
     let blocks = group.len() / W::TILE_BYTES;
     let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
     // The width of `x` is that of the matrix, so this holds.
-    assert!(blocks == scales.len());
-    let mut tiles = TileReader::new(group.as_ptr());
+    assert!(x.refined() <= blocks && x.refined() + blocks == scales.len());
     let (mut values, mut scales, mut sums) = (values.as_ptr(), scales.as_ptr(), sums.as_ptr());
     let mut outputs = Floats::splat(0.0);
-    // SAFETY: the loops go over `blocks` tiles and blocks of activations; a block has 32 values, a scale and
-    // a sum. The instructions are the caller's promise.
-    unsafe {
-        for _ in 0..blocks / 4 {
-            let (d, offsets) = (vld1q_f32(scales), vmulq_n_s32(vld1q_s32(sums), -8));
-            P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
-            finish_tile(&mut outputs);
-            P::add_tile::<W, 1>(
-                &mut tiles,
-                codebook,
-                values.add(32),
-                d,
-                offsets,
-                &mut outputs,
-            );
-            finish_tile(&mut outputs);
-            P::add_tile::<W, 2>(
-                &mut tiles,
-                codebook,
-                values.add(64),
-                d,
-                offsets,
-                &mut outputs,
-            );
-            finish_tile(&mut outputs);
-            P::add_tile::<W, 3>(
-                &mut tiles,
-                codebook,
-                values.add(96),
-                d,
-                offsets,
-                &mut outputs,
-            );
-            (values, scales, sums) = (values.add(128), scales.add(4), sums.add(4));
-        }
-        for _ in 0..blocks % 4 {
-            let (d, offsets) = (vld1q_dup_f32(scales), vdupq_n_s32(-8 * *sums));
-            P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
-            (values, scales, sums) = (values.add(32), scales.add(1), sums.add(1));
+    // The first tiles meet what the integers of their blocks left over, then all tiles the blocks.
+    for blocks in [x.refined(), blocks] {
+        let mut tiles = TileReader::new(group.as_ptr());
+        // SAFETY: the loops go over `blocks` tiles, which are there, and in all over as many blocks of activations as
+        // there are; a block has 32 values, a scale and a sum. The instructions are the caller's promise.
+        unsafe {
+            for _ in 0..blocks / 4 {
+                let (d, offsets) = (vld1q_f32(scales), vmulq_n_s32(vld1q_s32(sums), -8));
+                P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
+                finish_tile(&mut outputs);
+                P::add_tile::<W, 1>(
+                    &mut tiles,
+                    codebook,
+                    values.add(32),
+                    d,
+                    offsets,
+                    &mut outputs,
+                );
+                finish_tile(&mut outputs);
+                P::add_tile::<W, 2>(
+                    &mut tiles,
+                    codebook,
+                    values.add(64),
+                    d,
+                    offsets,
+                    &mut outputs,
+                );
+                finish_tile(&mut outputs);
+                P::add_tile::<W, 3>(
+                    &mut tiles,
+                    codebook,
+                    values.add(96),
+                    d,
+                    offsets,
+                    &mut outputs,
+                );
+                (values, scales, sums) = (values.add(128), scales.add(4), sums.add(4));
+            }
+            for _ in 0..blocks % 4 {
+                let (d, offsets) = (vld1q_dup_f32(scales), vdupq_n_s32(-8 * *sums));
+                P::add_tile::<W, 0>(&mut tiles, codebook, values, d, offsets, &mut outputs);
+                (values, scales, sums) = (values.add(32), scales.add(1), sums.add(1));
+            }
         }
     }
     outputs
@@ -198,7 +202,11 @@ unsafe fn some_rows<P: Products, W: Weights>(
     let batches = ((x.rows() - row) / PANEL_ROWS).min(MAX_BATCHES);
     let rows = row..row + PANEL_ROWS * batches;
     let (values, scales) = x.consecutive(rows.clone());
-    assert!(scales.len() == rows.len() * blocks);
+    // Those with second terms are in the first panel.
+    let refined = x.refined();
+    assert!(refined <= blocks.min(PANEL_TILES));
+    let terms = refined + blocks;
+    assert!(scales.len() == rows.len() * terms);
     let interleaved = if P::INTERLEAVED {
         x.interleaved(rows.clone())
     } else {
@@ -217,16 +225,24 @@ unsafe fn some_rows<P: Products, W: Weights>(
         // SAFETY: all were written.
         let tiles = unsafe { tiles.assume_init_ref() };
         for (batch, sums) in sums.iter_mut().enumerate() {
-            let block = |m: usize| (PANEL_ROWS * batch + m) * blocks + first;
-            // SAFETY: block `first` is in its row, and as many are left in it as there are tiles; the
-            // instructions are the caller's promise.
+            // From term `first` of each row on.
+            let activations = |first: usize| {
+                let term = |m: usize| (PANEL_ROWS * batch + m) * terms + first;
+                // SAFETY: it is in its row.
+                unsafe {
+                    Activations {
+                        values: from_fn(|m| values.as_ptr().add(ACTIVATION_BLOCK * term(m))),
+                        scales: from_fn(|m| scales.as_ptr().add(term(m))),
+                        interleaved: interleaved.as_ptr().wrapping_add(batch * terms + first),
+                    }
+                }
+            };
+            // SAFETY: as many terms are left as there are tiles; the instructions are the caller's promise.
             unsafe {
-                let x = Activations {
-                    values: from_fn(|m| values.as_ptr().add(ACTIVATION_BLOCK * block(m))),
-                    scales: from_fn(|m| scales.as_ptr().add(block(m))),
-                    interleaved: interleaved.as_ptr().wrapping_add(batch * blocks + first),
-                };
-                P::add_panel::<W>(tiles, x, sums);
+                if first == 0 && refined > 0 {
+                    P::add_panel::<W>(&tiles[..refined], activations(0), sums);
+                }
+                P::add_panel::<W>(tiles, activations(refined + first), sums);
             }
         }
     }

@@ -103,7 +103,7 @@ impl Work for AttendInteger<'_> {
     fn run<S: Simd>(self, simd: S) {
         let mut scratch = SCRATCH.take();
         let queries = &mut scratch.queries;
-        queries.resize(self.0.span.queries.len(), self.0.options.kv.head_dim);
+        queries.resize(self.0.span.queries.len(), self.0.options.kv.head_dim, 0);
         for index in 0..queries.rows() {
             let x = self.0.query(index);
             let out = queries.row_mut(index);

@@ -141,7 +141,12 @@ fn group_rows<S: Simd, W: Weights, const QUADS: usize, const PLAIN: bool, const 
         (format.scales_bytes(), format.quants_offset())
     };
     let tiles = group.chunks_exact(quants_offset + quants_bytes);
-    let blocks = tiles.len();
+    // A block of activations is one tile, or two of 16 columns.
+    let per_block = ACTIVATION_BLOCK / block_len;
+    let refined = x.refined() * per_block;
+    let blocks = refined + tiles.len();
+    // The first tiles meet what the integers of their blocks left over, then all tiles the blocks.
+    let passes = [(0, refined), (refined, tiles.len())];
     let values = from_fn::<_, M, _>(|m| {
         let values = x.values(row + m);
         assert!(values.len() >= blocks * block_len);
@@ -158,36 +163,38 @@ fn group_rows<S: Simd, W: Weights, const QUADS: usize, const PLAIN: bool, const 
         &sums[..blocks]
     });
     let mut results = [simd.splat(0.0); M];
-    for (block, tile) in tiles.enumerate() {
-        let weight_scales = if PLAIN || format.scale == ScaleType::F16 {
-            simd.load_f16(&tile.as_chunks::<32>().0[0])
-        } else {
-            simd.load_f32(&tile.as_chunks::<64>().0[0])
-        };
-        let block_sums = sums.map(|sums| sums[block]);
-        // SAFETY: a tile is `quants_offset + quants_bytes` long; the length of the activations was
-        // compared with the number of blocks. `quantize_row` makes -127 to 127 of finite numbers.
-        let mut dots = unsafe {
-            let quants = tile.as_ptr().add(quants_offset);
-            let activations = values.map(|values| values.add(block * block_len));
-            match W::ELEMENT {
-                Element::Int4 => simd.dots_int4::<M, QUADS>(quants, activations, block_sums),
-                // Always in blocks of 32.
-                Element::Codebook4 => {
-                    simd.dots_codebook4(weights.codebook(), quants, activations, block_sums)
+    for (first, len) in passes {
+        for (block, tile) in (first..).zip(tiles.clone().take(len)) {
+            let weight_scales = if PLAIN || format.scale == ScaleType::F16 {
+                simd.load_f16(&tile.as_chunks::<32>().0[0])
+            } else {
+                simd.load_f32(&tile.as_chunks::<64>().0[0])
+            };
+            let block_sums = sums.map(|sums| sums[block]);
+            // SAFETY: a tile is `quants_offset + quants_bytes` long; the length of the activations was
+            // compared with the number of blocks. `quantize_row` makes -127 to 127 of finite numbers.
+            let mut dots = unsafe {
+                let quants = tile.as_ptr().add(quants_offset);
+                let activations = values.map(|values| values.add(block * block_len));
+                match W::ELEMENT {
+                    Element::Int4 => simd.dots_int4::<M, QUADS>(quants, activations, block_sums),
+                    // Always in blocks of 32.
+                    Element::Codebook4 => {
+                        simd.dots_codebook4(weights.codebook(), quants, activations, block_sums)
+                    }
+                    _ => simd.dots_int8::<M, QUADS>(quants, activations, block_sums),
                 }
-                _ => simd.dots_int8::<M, QUADS>(quants, activations, block_sums),
+            };
+            if !PLAIN && format.zero_points {
+                let zero_points = simd.load_i8(&tile[scales_bytes..].as_chunks::<16>().0[0]);
+                for (dots, sum) in dots.iter_mut().zip(block_sums) {
+                    *dots = dots.sub_scaled(zero_points, sum);
+                }
             }
-        };
-        if !PLAIN && format.zero_points {
-            let zero_points = simd.load_i8(&tile[scales_bytes..].as_chunks::<16>().0[0]);
-            for (dots, sum) in dots.iter_mut().zip(block_sums) {
-                *dots = dots.sub_scaled(zero_points, sum);
+            for m in 0..M {
+                let scale = simd.splat(scales[m][block * block_len / ACTIVATION_BLOCK]);
+                results[m] = dots[m].to_float().fma(weight_scales * scale, results[m]);
             }
-        }
-        for m in 0..M {
-            let scale = simd.splat(scales[m][block * block_len / ACTIVATION_BLOCK]);
-            results[m] = dots[m].to_float().fma(weight_scales * scale, results[m]);
         }
     }
     results

@@ -83,14 +83,14 @@ fn in_order() {
 /// Writes `G` consecutive groups for `M` activation rows to `out`, group after group in each row.
 ///
 /// # Safety
-/// The CPU must have AVX-512 F, BW, VL and VNNI; the groups and `x` must be `blocks` blocks long; `16 * G`
-/// numbers must be writable at each of `out` and readable at `bias`, unless it is null.
+/// The CPU must have AVX-512 F, BW, VL and VNNI; the groups must be `blocks` blocks long and `x` as many after `refined`
+/// second terms, which are no more; `16 * G` numbers must be writable at each of `out` and readable at `bias`, unless it is null.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<W: Weights, const G: usize, const M: usize>(
     weights: W,
     groups: *const u8,
-    blocks: usize,
+    [refined, blocks]: [usize; 2],
     ahead: Ahead,
     x: Activations<M>,
     bias: *const f32,
@@ -104,12 +104,14 @@ unsafe fn tile<W: Weights, const G: usize, const M: usize>(
     let codebook = unsafe { _mm_loadu_si128(weights.codebook().values().as_ptr().cast()) };
     let codebook = _mm512_xor_si512(_mm512_broadcast_i32x4(codebook), sign);
     let mut results = [[_mm512_setzero_ps(); M]; G];
-    for block in 0..blocks {
+    for block in 0..refined + blocks {
+        // The first tiles meet what the integers of their blocks left over, then all tiles the blocks.
+        let tile = block.checked_sub(refined).unwrap_or(block);
         // SAFETY: the caller's promise; a prefetch may go anywhere.
         unsafe {
-            let tiles: [_; G] = from_fn(|g| groups.add(g * group_bytes + block * W::TILE_BYTES));
-            if block & ((1 << ahead.shift) - 1) == 0 {
-                let offset = ahead.distance_bytes + (block >> ahead.shift) * W::TILE_BYTES;
+            let tiles: [_; G] = from_fn(|g| groups.add(g * group_bytes + tile * W::TILE_BYTES));
+            if tile & ((1 << ahead.shift) - 1) == 0 {
+                let offset = ahead.distance_bytes + (tile >> ahead.shift) * W::TILE_BYTES;
                 for g in 0..G {
                     let start = groups.wrapping_add(g * group_bytes + offset);
                     if M == 1 {
@@ -229,7 +231,8 @@ unsafe fn tiles<W: Weights, const G: usize, const M: usize>(
         };
         for row in rows.clone().step_by(M) {
             let (values, scales, sums) = (x.values(row), x.scales(row), x.sums(row));
-            let blocks = scales.len();
+            let terms = scales.len();
+            let blocks = [x.refined(), terms - x.refined()];
             let ahead = if M == 1 {
                 Ahead::stream()
             } else {
@@ -239,9 +242,9 @@ unsafe fn tiles<W: Weights, const G: usize, const M: usize>(
             // SAFETY: row `row + m`, which the caller promises to be there, follows `m` rows later.
             let activations = unsafe {
                 Activations {
-                    values: from_fn(|m| values.as_ptr().add(m * blocks * ACTIVATION_BLOCK)),
-                    scales: from_fn(|m| scales.as_ptr().add(m * blocks)),
-                    sums: from_fn(|m| sums.as_ptr().add(m * blocks)),
+                    values: from_fn(|m| values.as_ptr().add(m * terms * ACTIVATION_BLOCK)),
+                    scales: from_fn(|m| scales.as_ptr().add(m * terms)),
+                    sums: from_fn(|m| sums.as_ptr().add(m * terms)),
                 }
             };
             // SAFETY: the caller's promises: the groups have the columns of `x`.
