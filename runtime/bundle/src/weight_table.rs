@@ -1,7 +1,9 @@
 //! Where each weight lies in the weights section and how it is stored.
 
 use super::layout::WEIGHT_ALIGNMENT;
-use niwaki_kernels::{Codebook, Element, LayoutError, Matrix, MatrixFormat, ScaleType};
+use niwaki_kernels::{
+    ACTIVATION_BLOCK, Codebook, Element, LayoutError, MAX_REFINED, Matrix, MatrixFormat, ScaleType,
+};
 use serde::{Deserialize, Serialize};
 
 /// Most weights a table may list; real models have thousands.
@@ -42,6 +44,9 @@ pub struct MatrixEntry {
     /// What the codes 0 to 15 stand for, each -127 to 127; only with [`ElementKind::Codebook4`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codebook: Option<[i8; 16]>,
+    /// How many of the first blocks of 32 columns of its inputs are quantized in two terms.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refined: usize,
     /// Output channels.
     pub rows: usize,
     /// Input channels.
@@ -101,7 +106,7 @@ pub enum ScaleKind {
 }
 
 impl MatrixEntry {
-    /// An entry for a matrix of `format`, without a codebook.
+    /// An entry for a matrix of `format`, without a codebook, for inputs of one term.
     pub fn new(
         name: String,
         format: MatrixFormat,
@@ -129,6 +134,7 @@ impl MatrixEntry {
             scale: quantized.then_some(scale),
             zero_points: quantized && format.zero_points,
             codebook: None,
+            refined: 0,
             rows,
             cols,
             offset,
@@ -171,6 +177,7 @@ impl MatrixEntry {
             Some(codebook) => Matrix::with_codebook(codebook, self.rows, self.cols, bytes),
             None => Matrix::new(format, self.rows, self.cols, bytes),
         }
+        .and_then(|matrix| matrix.with_refined(self.refined))
         .ok()
     }
 
@@ -211,6 +218,16 @@ impl WeightTable {
             let (rows, cols) = (matrix.rows, matrix.cols);
             if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
                 return fail(format!("{rows} x {cols} is not a possible size"));
+            }
+            let most_refined = match format.is_quantized() {
+                true => MAX_REFINED.min(cols / ACTIVATION_BLOCK),
+                false => 0,
+            };
+            if matrix.refined > most_refined {
+                return fail(format!(
+                    "{} blocks of inputs in two terms, where there can be {most_refined}",
+                    matrix.refined
+                ));
             }
             let of_origins = matrix
                 .origins

@@ -369,6 +369,13 @@ impl MatrixWriter<'_> {
         self
     }
 
+    /// Says how many of the first blocks of 32 columns of its inputs are quantized in two terms.
+    #[must_use]
+    pub fn with_refined(mut self, refined: usize) -> Self {
+        self.entry.refined = refined;
+        self
+    }
+
     /// Appends packed bytes.
     ///
     /// # Errors

@@ -580,6 +580,21 @@ fn a_codebook_that_is_missing_misplaced_or_impossible_is_refused_with_the_matrix
 }
 
 #[test]
+fn second_terms_of_inputs_are_read_back_with_their_matrix_and_refused_where_there_can_be_none() {
+    let set = |blocks: usize| open_codes(move |entry| entry["refined"] = blocks.into());
+    let cols = open_codes(|_| {}).unwrap().matrix(0).unwrap().cols();
+    let most = cols / 32;
+    assert_eq!(set(most).unwrap().matrix(0).unwrap().refined(), most);
+    for blocks in [most + 1, usize::MAX] {
+        let error = set(blocks).unwrap_err();
+        let expected = format!(
+            "matrix 0 (embedding): {blocks} blocks of inputs in two terms, where there can be {most}"
+        );
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn a_graph_that_does_not_fit_is_refused_with_the_node_named() {
     let graph: serde_json::Value = serde_json::from_str(&section_text(SectionKind::Graph)).unwrap();
     let node_of = |op: &str| {

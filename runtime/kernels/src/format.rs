@@ -113,6 +113,14 @@ pub enum LayoutError {
         /// Whether the format has them.
         expected: bool,
     },
+    /// More blocks of activations in two terms than there can be.
+    #[error("{refined} blocks of activations in two terms: this matrix can have at most {most}")]
+    Refined {
+        /// Blocks that were asked for.
+        refined: usize,
+        /// The most that there can be.
+        most: usize,
+    },
     /// A codebook was given for a format without one, or is missing.
     #[error("codebook given: {given}, codebook in the format: {expected}")]
     Codebook {
@@ -234,6 +242,7 @@ pub struct Matrix<'a> {
     rows: usize,
     cols: usize,
     codebook: Option<Codebook>,
+    refined: usize,
     bytes: &'a [u8],
 }
 
@@ -293,8 +302,29 @@ impl<'a> Matrix<'a> {
             rows,
             cols,
             codebook,
+            refined: 0,
             bytes,
         })
+    }
+
+    /// The same matrix, whose inputs have second terms in their first `refined` blocks of 32 columns.
+    ///
+    /// # Errors
+    /// If it is a matrix of floats, has fewer whole blocks, or `refined` is above [`MAX_REFINED`].
+    pub fn with_refined(self, refined: usize) -> Result<Self, LayoutError> {
+        let most = match self.format.is_quantized() {
+            true => MAX_REFINED.min(self.cols / ACTIVATION_BLOCK),
+            false => 0,
+        };
+        match refined <= most {
+            true => Ok(Self { refined, ..self }),
+            false => Err(LayoutError::Refined { refined, most }),
+        }
+    }
+
+    /// How many of the first blocks of 32 columns of its inputs are quantized in two terms.
+    pub fn refined(&self) -> usize {
+        self.refined
     }
 
     /// Storage format.

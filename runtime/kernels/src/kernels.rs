@@ -75,7 +75,7 @@ impl Kernels {
         out: &mut RowsMut<'_>,
     ) {
         if matrix.format().is_quantized() {
-            self.quantize(x, 0, scratch);
+            self.quantize(x, matrix.refined(), scratch);
             return self.matmul_quantized(matrix, scratch, bias, out);
         }
         self.matmul_add(matrix, MatmulInput::Float(x), bias, None, out);

@@ -202,6 +202,17 @@ fn a_product_of_refined_activations_is_that_of_both_terms() {
             }
         }
         close(&out, &expected, 1e-5);
+
+        let asks = matrix.with_refined(refined).expect("has whole blocks");
+        let (mut scratch, mut same) = (QuantizedRows::new(), vec![0.0; tokens * rows]);
+        let mut target = RowsMut::contiguous(&mut same, tokens, rows);
+        kernels().matmul(&asks, &x, None, &mut scratch, &mut target);
+        assert_eq!(same, out);
+        let error = matrix.with_refined(cols / 32 + 1).expect_err("too many");
+        assert_eq!(
+            error.to_string(),
+            "5 blocks of activations in two terms: this matrix can have at most 4"
+        );
     }
 }
 

@@ -95,7 +95,7 @@ pub(super) fn compute(
                 scale: *scale,
             });
             if matrix.format().is_quantized() {
-                quantize(step, node, model, turn, inputs)?;
+                quantize(step, node, matrix.refined(), model, turn, inputs)?;
                 let x = MatmulInput::Quantized(&turn.quantized);
                 kernels.matmul_add(&matrix, x, bias, residual, out);
             } else {
@@ -212,10 +212,12 @@ pub(super) fn compute(
     Ok(output)
 }
 
-/// Quantizes the input of the matrix product `node`, if the product before did not read the same.
+/// Quantizes the input of the matrix product `node`, `refined` blocks of it in two terms, if the product before did not
+/// read the same.
 fn quantize(
     step: &Step,
     node: &Node,
+    refined: usize,
     model: &Shared,
     turn: &mut Turn,
     inputs: &[TValue],
@@ -225,15 +227,15 @@ fn quantize(
         weights,
         kernels,
     } = model;
-    let columns = node.inputs.first().copied();
-    if columns.is_some() && turn.quantized_columns == columns {
+    let wanted = node.inputs.first().map(|columns| (*columns, refined));
+    if wanted.is_some() && turn.quantized_input == wanted {
         return Ok(());
     }
-    turn.quantized_columns = None;
+    turn.quantized_input = None;
     let out = &mut turn.quantized;
     let source = step.source.map(|id| node_of(graph, id)).transpose()?;
     match source.map(|source| (source, &source.op)) {
-        None => kernels.quantize(&input(node, inputs, 0)?, out),
+        None => kernels.quantize(&input(node, inputs, 0)?, refined, out),
         Some((
             source,
             Op::Norm {
@@ -251,15 +253,15 @@ fn quantize(
             let x = input(source, inputs, 0)?;
             let weight = optional_vector(weights, *weight)?;
             let bias = optional_vector(weights, *bias)?;
-            kernels.quantize_norm(norm, &x, weight, bias, *epsilon, out);
+            kernels.quantize_norm(norm, &x, weight, bias, *epsilon, refined, out);
         }
         Some((source, Op::Gate { activation })) => {
             let (gate, up) = (input(source, inputs, 0)?, input(source, inputs, 1)?);
-            kernels.quantize_gate(kernel_activation(*activation), &gate, &up, out);
+            kernels.quantize_gate(kernel_activation(*activation), &gate, &up, refined, out);
         }
         Some((_, op)) => bail!("{op:?} is not quantized as it is computed"),
     }
-    turn.quantized_columns = columns;
+    turn.quantized_input = wanted;
     Ok(())
 }
 

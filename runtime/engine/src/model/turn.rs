@@ -14,8 +14,8 @@ pub(crate) struct Turn {
     pub(crate) sequences: Vec<Sequence>,
     /// The input of the last quantized matrix product: the next one often reads the same.
     pub(crate) quantized: QuantizedRows,
-    /// Which columns those are, if they are of this run.
-    pub(crate) quantized_columns: Option<Columns>,
+    /// Which columns those are, if they are of this run, and how many of their blocks have second terms.
+    pub(crate) quantized_input: Option<(Columns, usize)>,
     /// Chunks of the attention at hand.
     pub(crate) attention: AttentionScratch,
     pub(crate) values: ValuePool,
@@ -87,7 +87,7 @@ impl Turn {
         Turn {
             sequences: Vec::new(),
             quantized: QuantizedRows::new(),
-            quantized_columns: None,
+            quantized_input: None,
             attention: AttentionScratch::new(),
             values,
             profile: None,
@@ -98,7 +98,7 @@ impl Turn {
 
     /// Prepares a run of the sequences that are there, each after the positions in its cache.
     pub(super) fn begin(&mut self, ropes: &[RopeTable]) -> Result<(), super::ModelError> {
-        self.quantized_columns = None;
+        self.quantized_input = None;
         let rows = self.rows();
         self.values.prepare(rows)?;
         for (angles, rope) in self.angles.iter_mut().zip(ropes) {

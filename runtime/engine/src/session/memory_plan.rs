@@ -180,7 +180,7 @@ fn quantized_bytes(bundle: &Bundle, chunk: usize) -> u64 {
             _ => None,
         });
     let blocks = widths
-        .map(|matrix| matrix.cols().div_ceil(ACTIVATION_BLOCK))
+        .map(|matrix| matrix.refined() + matrix.cols().div_ceil(ACTIVATION_BLOCK))
         .max()
         .unwrap_or(0);
     (blocks * QuantizedRows::BLOCK_BYTES * chunk) as u64
