@@ -94,10 +94,11 @@ fn formats() -> Vec<MatrixFormat> {
 #[test]
 fn one_by_one_in_chunks_and_in_one_batch_the_logits_are_the_same_bits() {
     for format in formats() {
-        for window in [None, Some(70)] {
+        for (window, refined) in [(None, 0), (Some(70), 0), (None, 2)] {
             let model = Model::new(&Decoder {
                 format,
                 window,
+                refined,
                 ..Decoder::TINY
             });
             // More than two runs of the engine's own.
@@ -108,7 +109,7 @@ fn one_by_one_in_chunks_and_in_one_batch_the_logits_are_the_same_bits() {
                 let found = feed(&mut model.session(&threads(1)), &tokens, sizes);
                 assert!(
                     found == expected,
-                    "{format:?} window {window:?} sizes {sizes:?}"
+                    "{format:?} window {window:?} refined {refined} sizes {sizes:?}"
                 );
             }
         }
@@ -136,6 +137,43 @@ fn as_floats(from: &Path, to: &Path) {
         writer.add_vector(&entry.name, values).unwrap();
     }
     writer.finish(bundle.manifest(), bundle.graph()).unwrap();
+}
+
+#[test]
+fn second_terms_of_activations_bring_logits_nearer_to_those_of_float_weights() {
+    // Every block of an input is whole, and is refined.
+    let decoder = |refined| Decoder {
+        hidden: 64,
+        head_dim: 16,
+        ffn: 96,
+        refined,
+        ..Decoder::TINY
+    };
+    let tokens = Random(5).tokens(100, 50);
+    let plain = Model::new(&decoder(0));
+    let folder = tempfile::tempdir().unwrap();
+    let float = folder.path().join("float.niwaki");
+    as_floats(&plain.path(), &float);
+    let options = threads(1).with_kv(KvElement::F32);
+    let logits = |path: &Path| {
+        let engine = Engine::open(path, &options).unwrap();
+        feed(&mut engine.session().unwrap(), &tokens, &[100])
+    };
+    let exact = logits(&float);
+    let largest_error = |path: &Path| {
+        let found = logits(path);
+        let errors = found.iter().zip(&exact).map(|(a, b)| {
+            let [a, b] = [a, b].map(|bits| f32::from_bits(*bits));
+            (a - b).abs()
+        });
+        errors.fold(0.0, f32::max)
+    };
+    let refined = Model::new(&decoder(3));
+    let (coarse, fine) = (largest_error(&plain.path()), largest_error(&refined.path()));
+    assert!(
+        fine < coarse / 20.0,
+        "{fine} with second terms, {coarse} without"
+    );
 }
 
 #[test]

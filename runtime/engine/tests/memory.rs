@@ -127,6 +127,7 @@ fn a_long_context_takes_what_was_planned() {
         head_dim: 64,
         ffn: 1024,
         format: MatrixFormat::INT4,
+        refined: 0,
         window: None,
     };
     check(&decoder, None, 0.08);
@@ -144,6 +145,7 @@ fn sliding_windows_and_activations_take_what_was_planned() {
         head_dim: 128,
         ffn: 2816,
         format: MatrixFormat::INT4,
+        refined: 32,
         window: Some(256),
     };
     check(&decoder, None, 0.08);
@@ -161,6 +163,7 @@ fn a_deep_graph_takes_what_was_planned() {
         head_dim: 16,
         ffn: 16,
         format: MatrixFormat::INT4,
+        refined: 0,
         window: None,
     };
     check(&decoder, None, 0.1);

@@ -15,3 +15,4 @@ pub mod panels;
 pub mod plan;
 pub mod prune;
 pub mod quantize;
+mod refine;

@@ -23,6 +23,8 @@ pub struct Decoder {
     pub head_dim: usize,
     pub ffn: usize,
     pub format: MatrixFormat,
+    /// Blocks of inputs of quantized matrices that have second terms, as far as there are whole ones.
+    pub refined: usize,
     /// Window of every second layer.
     pub window: Option<usize>,
 }
@@ -39,6 +41,7 @@ impl Decoder {
         head_dim: 12,
         ffn: 72,
         format: MatrixFormat::INT4,
+        refined: 0,
         window: None,
     };
 
@@ -74,7 +77,7 @@ impl Decoder {
             writer,
             random,
             "embedding",
-            self.format,
+            (self.format, self.refined),
             self.vocabulary,
             self.hidden,
         );
@@ -98,7 +101,14 @@ impl Decoder {
                 self.hidden,
             );
             let fused = query + 2 * kv;
-            let weight = matrix(writer, random, "qkv", self.format, fused, self.hidden);
+            let weight = matrix(
+                writer,
+                random,
+                "qkv",
+                (self.format, self.refined),
+                fused,
+                self.hidden,
+            );
             let bias = vector(writer, random, "qkv bias", fused, 0.0);
             let qkv = nodes.add(
                 "qkv",
@@ -149,7 +159,14 @@ impl Decoder {
                 },
             ];
             let attended = nodes.add("attention", attention, &inputs, query);
-            let weight = matrix(writer, random, "output", self.format, self.hidden, query);
+            let weight = matrix(
+                writer,
+                random,
+                "output",
+                (self.format, self.refined),
+                self.hidden,
+                query,
+            );
             let output = nodes.add(
                 "output",
                 Op::Linear { weight, bias: None },
@@ -168,7 +185,7 @@ impl Decoder {
                 writer,
                 random,
                 "gate up",
-                self.format,
+                (self.format, self.refined),
                 2 * self.ffn,
                 self.hidden,
             );
@@ -198,7 +215,14 @@ impl Decoder {
                 &halves,
                 self.ffn,
             );
-            let weight = matrix(writer, random, "down", self.format, self.hidden, self.ffn);
+            let weight = matrix(
+                writer,
+                random,
+                "down",
+                (self.format, self.refined),
+                self.hidden,
+                self.ffn,
+            );
             let down = nodes.add(
                 "down",
                 Op::Linear { weight, bias: None },
@@ -319,12 +343,12 @@ fn matrix(
     writer: &mut BundleWriter,
     random: &mut Random,
     name: &str,
-    format: MatrixFormat,
+    (format, refined): (MatrixFormat, usize),
     rows: usize,
     cols: usize,
 ) -> usize {
     if format == MatrixFormat::CODEBOOK4 {
-        return codes(writer, random, name, rows, cols);
+        return codes(writer, random, name, refined, rows, cols);
     }
     let bytes = if format.is_quantized() {
         let q: Vec<i8> = (0..rows * cols)
@@ -339,7 +363,17 @@ fn matrix(
         let values: Vec<f32> = (0..rows * cols).map(|_| random.symmetric() * 0.2).collect();
         pack_float(format, rows, cols, &values).unwrap()
     };
-    writer.add_matrix(name, format, rows, cols, &bytes).unwrap()
+    let matrix = writer.begin_matrix(name, format, rows, cols).unwrap();
+    let mut matrix = matrix.with_refined(refined_of(format, refined, cols));
+    matrix.write(&bytes).unwrap();
+    matrix.finish().unwrap()
+}
+
+fn refined_of(format: MatrixFormat, refined: usize, cols: usize) -> usize {
+    match format.is_quantized() {
+        true => refined.min(cols / 32),
+        false => 0,
+    }
 }
 
 /// Values of all sizes, in no order, one of them twice.
@@ -351,6 +385,7 @@ fn codes(
     writer: &mut BundleWriter,
     random: &mut Random,
     name: &str,
+    refined: usize,
     rows: usize,
     cols: usize,
 ) -> usize {
@@ -372,7 +407,8 @@ fn codes(
     let mut matrix = writer
         .begin_matrix(name, format, rows, cols)
         .unwrap()
-        .with_codebook(Codebook::new(CODEBOOK).unwrap());
+        .with_codebook(Codebook::new(CODEBOOK).unwrap())
+        .with_refined(refined_of(format, refined, cols));
     matrix.write(&bytes).unwrap();
     matrix.finish().unwrap()
 }

@@ -251,7 +251,7 @@ impl CommandError {
             CommandError::KeepOfParts { .. } => "say how much should go with --sparsity",
             CommandError::OtherConfiguration { .. } => "write it into another folder",
             CommandError::UnusedCalibration => {
-                "leave out --calibration and --calibration-tokens, prune by wanda or sparsegpt, or quantize by gptq"
+                "leave out --calibration and --calibration-tokens, prune by wanda or sparsegpt, or quantize to int4 or int8"
             }
             CommandError::Quantize {
                 source:

@@ -23,14 +23,16 @@ pub use manifest::source_file;
 pub use optimize::{Continuation, Damage, Quality, Tried};
 pub use report::{Made, PrunedBefore, QualityReport, StoredMatrices, StoredMatrix};
 
+use crate::calibrate::Calibration;
 use crate::export::Export;
 use crate::lora::{self, Adapter};
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
-use crate::plan::Plan;
+use crate::plan::{Fate, Plan};
 use crate::quantize::{Gptq, Quantizer, RoundToNearest, Shelf};
-use formats::Assignment;
+use crate::refine::{self, Refined};
+use formats::{Assignment, Lattices};
 use niwaki_bundle::graph::Output;
 use niwaki_bundle::write::BundleWriter;
 use optimize::{Optimizer, Outcome};
@@ -70,6 +72,9 @@ pub struct Built {
 /// Tokens that see each other in a calibration text.
 pub const WINDOW_TOKENS: usize = 512;
 
+/// The share of multiply-adds for finer activations where nothing else is said.
+pub const REFINE_SHARE: f64 = 0.03;
+
 /// The text that quantizers are calibrated on.
 #[derive(Clone, Copy, Debug)]
 pub enum Text<'a> {
@@ -96,6 +101,10 @@ pub struct BuildOptions<'a> {
     pub budget: Option<Budget>,
     /// By which share perplexity may rise; where it rises more, the build fails and says what would help.
     pub max_perplexity_increase: Option<f64>,
+    /// By which share multiply-adds may grow for activations that 8 bits are coarse for, which a text shows; see
+    /// [`Matrix::refined`](niwaki_kernels::Matrix::refined). If nothing is said, [`REFINE_SHARE`] where a text is run through
+    /// the model anyway, and nothing elsewhere.
+    pub refine_share: Option<f64>,
     /// A folder for quantized matrices: a build that is stopped and begun again with the same goes on where it was.
     pub shelf: Option<&'a Path>,
     /// Threads that calibration computes with; 0 takes the number of fast cores. The bundle does not depend on it.
@@ -119,6 +128,7 @@ impl<'a> BuildOptions<'a> {
             text: Text::Own { tokens: 0 },
             budget: None,
             max_perplexity_increase: None,
+            refine_share: None,
             shelf: None,
             threads: 0,
             measures: false,
@@ -135,6 +145,7 @@ impl<'a> BuildOptions<'a> {
             || self.quantizers.len() > 1
             || self.chooses_formats()
             || self.measures
+            || self.refine_share.is_some_and(|share| share > 0.0)
     }
 
     /// Whether some matrices may get more bits than others.
@@ -244,15 +255,11 @@ pub fn build_from(
         return write(export, &lowered, output, options, None, outcome, progress);
     }
     let scratch = tempfile::tempdir().map_err(BuildError::Scratch)?;
-    let mut optimizer = Optimizer {
-        export,
-        lowered: &lowered,
-        options,
-        lattices: &lattices,
-        shelf: None,
-        scratch: scratch.path(),
-    };
-    let text = optimizer.text(&mut |share| progress(Phase::Writing, share))?;
+    let writer = Optimizer::new(export, &lowered, options, &lattices, scratch.path());
+    let text = writer.text(&mut |share| progress(Phase::Writing, share))?;
+    let refined = refined(&mut lowered, options, &lattices, &text.seen, scratch.path())?;
+    let mut optimizer = Optimizer::new(export, &lowered, options, &lattices, scratch.path());
+    optimizer.refined = refined;
     let own_shelf = scratch.path().join("quantized");
     let folder = options.shelf.unwrap_or(&own_shelf);
     let label = optimize::label(graph, options, &text.seen)?;
@@ -275,6 +282,47 @@ pub fn build_from(
         outcome,
         progress,
     )
+}
+
+/// Puts the channels of the model in the order in which 8-bit activations are finest, and says where they get second terms.
+fn refined(
+    lowered: &mut Lowered,
+    options: &BuildOptions<'_>,
+    lattices: &Lattices,
+    text: &[Vec<u32>],
+    scratch: &Path,
+) -> Result<Refined, BuildError> {
+    let share = options.refine_share.unwrap_or(REFINE_SHARE);
+    if share <= 0.0 {
+        return Ok(Refined::new());
+    }
+    let base = Assignment::default();
+    let (_, stored) = formats::plan(lowered, &options.wishes, lattices, &base, "");
+    let mut choice = refine::Choice {
+        share,
+        ..refine::Choice::default()
+    };
+    for (id, (matrix, stored)) in lowered.parts.matrices.iter().zip(&stored).enumerate() {
+        if let Fate::Quantize(_) = stored.fate {
+            choice.quantized.insert(id);
+        }
+        if matrix.is_quantized() || lattices.contains_key(&id) {
+            choice.fixed.insert(id);
+        }
+    }
+    let mut tokens = 0;
+    let text = text.iter().take_while(|sequence| {
+        let is_wanted = tokens < refine::TEXT_TOKENS;
+        tokens += sequence.len();
+        is_wanted
+    });
+    let text: Vec<Vec<u32>> = text.cloned().collect();
+    let calibration = Calibration {
+        sequences: &text,
+        scratch,
+        threads: options.threads,
+    };
+    Ok(refine::refine(lowered, &choice, calibration)?)
 }
 
 fn lowered(model: &OnnxModel, export: &Export, wishes: &Wishes) -> Result<Lowered, BuildError> {
@@ -320,6 +368,7 @@ fn write(
         tried,
         text,
         lattices,
+        refined,
         details,
     } = outcome;
     let quantizer = *quantizers
@@ -333,6 +382,7 @@ fn write(
     let source = optimize::Source {
         quantizer,
         lattices: &lattices,
+        refined: &refined,
         shelf,
     };
     let mut writer = BundleWriter::create(output)?;

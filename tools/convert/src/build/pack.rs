@@ -47,6 +47,9 @@ pub(super) fn write_matrix(
     if let Some(codebook) = quantized.codebook {
         output = output.with_codebook(codebook);
     }
+    if let (true, Some(blocks)) = (format.is_quantized(), source.refined.get(&id)) {
+        output = output.with_refined(*blocks);
+    }
     let pack = |panel: Range<usize>| match fate {
         Fate::Quantize(_) => {
             let (codes, scales) = quantized.rows(panel.clone(), columns);

@@ -250,6 +250,39 @@ fn on_a_grid(folder: &Path) {
 }
 
 #[test]
+fn second_terms_of_activations_are_written_and_pay() {
+    let export = Export::open(&demo()).unwrap();
+    let text: Vec<Vec<u32>> = (0..10u32)
+        .map(|first| {
+            (0..200)
+                .map(|at| (first * 91 + at * 37) % 2000 + 5)
+                .collect()
+        })
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let built = |share: f64| {
+        let path = folder.path().join("model.niwaki");
+        let mut options = BuildOptions::new(Weights::Int8);
+        options.refine_share = Some(share);
+        options.measures = true;
+        options.text = Text::Given(&text);
+        let built = build_from(&export, &export.model, &path, &options, &mut |_, _| ()).unwrap();
+        let bundle = Bundle::open(&path, Verify::Full).unwrap();
+        let refined = |matrix: &niwaki_bundle::MatrixEntry| matrix.refined;
+        let refined: usize = bundle.weight_table().matrices.iter().map(refined).sum();
+        (refined, built.quality.unwrap().kl_nats)
+    };
+    let (none, before) = built(0.0);
+    let (some, after) = built(0.05);
+    assert_eq!(none, 0);
+    assert!(some > 0);
+    assert!(
+        after < before,
+        "{after} with second terms, {before} without"
+    );
+}
+
+#[test]
 fn what_training_left_on_a_grid_is_kept_to_the_last_bit() {
     let folder = tempfile::tempdir().unwrap();
     on_a_grid(folder.path());

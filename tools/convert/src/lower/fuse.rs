@@ -1,7 +1,7 @@
 //! Rewrites of a recognised graph: projections of the same input become one, and rows whose logits nobody
 //! asked for are dropped after the last attention.
 
-use super::parts::{Matrix, Parts};
+use super::parts::{ChannelOrder, Matrix, Parts};
 use niwaki_bundle::RowOrigin;
 use niwaki_bundle::graph::{Columns, Node, Op, WeightMut};
 use niwaki_kernels::MatrixFormat;
@@ -88,6 +88,7 @@ fn join(nodes: &mut [Node], group: &[usize], parts: &mut Parts) {
         name: name.clone(),
         stack,
         origins,
+        order: ChannelOrder::default(),
     });
     let bias = biased.then(|| parts.vector(&format!("{name}/bias"), bias));
     let input = nodes[group[0]].inputs[0];

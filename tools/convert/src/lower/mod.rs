@@ -26,7 +26,7 @@ mod stored;
 mod tests;
 
 pub use matrix::{LowRank, MatrixSource, RowsOut};
-pub use parts::{Matrix, Parts};
+pub use parts::{ChannelOrder, Matrix, Parts};
 pub use split::split_values;
 
 use crate::onnx::{OnnxError, OnnxModel};
@@ -55,7 +55,7 @@ pub struct ModelFacts {
 pub const QUANTIZED_PER_BLOCK: &str = "are quantized per block instead";
 
 /// A lowered decoder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lowered {
     /// The operators.
     pub graph: Graph,

@@ -6,6 +6,7 @@ use crate::onnx::OnnxError;
 use niwaki_bundle::RowOrigin;
 use niwaki_bundle::graph::{MatrixId, VectorId};
 use niwaki_kernels::MatrixFormat;
+use std::sync::Arc;
 
 /// One matrix of the lowered graph: sources stacked row upon row.
 #[derive(Clone, Debug)]
@@ -16,6 +17,17 @@ pub struct Matrix {
     pub stack: Vec<MatrixSource>,
     /// Which nodes of the export the rows come from, where they are several.
     pub origins: Vec<RowOrigin>,
+    /// Where its rows and columns lie in the stack, if they were reordered.
+    pub order: ChannelOrder,
+}
+
+/// Where the rows and columns of a matrix were before they were reordered; `None` where they were not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChannelOrder {
+    /// For each row, which one it was.
+    pub rows: Option<Arc<[usize]>>,
+    /// For each column, which one it was.
+    pub columns: Option<Arc<[usize]>>,
 }
 
 impl Matrix {
@@ -42,6 +54,14 @@ impl Matrix {
             .map_or((MatrixFormat::F32, None), MatrixSource::exact_format)
     }
 
+    /// Puts rows and columns in another order: each tells where it is now. Only of floats, as a last step: what a row was
+    /// made of, its origins say in the order of the stack.
+    pub(crate) fn reorder(&mut self, rows: Option<Arc<[usize]>>, columns: Option<Arc<[usize]>>) {
+        debug_assert!(!self.is_quantized() || (rows.is_none() && columns.is_none()));
+        debug_assert!(self.order == ChannelOrder::default(), "reordered twice");
+        self.order = ChannelOrder { rows, columns };
+    }
+
     /// Rows `range`, in pieces: a piece ends where a source ends.
     pub fn read_rows(&self, range: std::ops::Range<usize>, format: &MatrixFormat) -> Vec<RowsOut> {
         let mut pieces = vec![];
@@ -57,8 +77,9 @@ impl Matrix {
         pieces
     }
 
-    /// One row as numbers.
+    /// One row as numbers, of a matrix that was not reordered.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        debug_assert!(self.order == ChannelOrder::default());
         let mut first = 0;
         for source in &self.stack {
             if row < first + source.rows() {
@@ -83,6 +104,47 @@ impl FloatRows for Matrix {
     }
 
     fn read(&self, range: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), OnnxError> {
+        let columns = self.cols().max(1);
+        match &self.order.rows {
+            None => self.read_stack(range, out),
+            Some(order) => {
+                let rows = order[range].iter().zip(out.chunks_exact_mut(columns));
+                rows.for_each(|(&from, row)| self.read_stack(from..from + 1, row));
+            }
+        }
+        if let Some(order) = &self.order.columns {
+            let mut before = vec![0.0; columns];
+            for row in out.chunks_exact_mut(columns) {
+                before.copy_from_slice(row);
+                let values = order.iter().map(|from| before[*from]);
+                row.iter_mut()
+                    .zip(values)
+                    .for_each(|(to, value)| *to = value);
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, range: std::ops::Range<usize>) {
+        // Reordered rows lie anywhere, but all of them are all there is.
+        if self.order.rows.is_some() && range != (0..self.rows()) {
+            return;
+        }
+        let mut first = 0;
+        for source in &self.stack {
+            let last = first + source.rows();
+            let (start, end) = (range.start.max(first), range.end.min(last));
+            if start < end {
+                source.release(start - first..end - first);
+            }
+            first = last;
+        }
+    }
+}
+
+impl Matrix {
+    /// Rows in the order of the stack.
+    fn read_stack(&self, range: std::ops::Range<usize>, out: &mut [f32]) {
         let mut rest = out;
         let mut first = 0;
         for source in &self.stack {
@@ -92,19 +154,6 @@ impl FloatRows for Matrix {
                 let (part, after) = rest.split_at_mut((end - start) * source.cols());
                 source.read_floats(start - first..end - first, part);
                 rest = after;
-            }
-            first = last;
-        }
-        Ok(())
-    }
-
-    fn release(&self, range: std::ops::Range<usize>) {
-        let mut first = 0;
-        for source in &self.stack {
-            let last = first + source.rows();
-            let (start, end) = (range.start.max(first), range.end.min(last));
-            if start < end {
-                source.release(start - first..end - first);
             }
             first = last;
         }
@@ -132,6 +181,7 @@ impl Parts {
                 name: name.to_owned(),
                 stack: vec![source.clone()],
                 origins: vec![],
+                order: ChannelOrder::default(),
             });
             self.matrices.len() - 1
         })

@@ -1,7 +1,7 @@
 //! Values apart from queries and keys, where they are to be stored in another format.
 
 use super::Lowered;
-use super::parts::Matrix;
+use super::parts::{ChannelOrder, Matrix};
 use niwaki_bundle::graph::{Columns, Node, Op};
 use std::ops::Range;
 
@@ -143,6 +143,7 @@ fn cut(matrix: &Matrix, rows: &Range<usize>) -> (Matrix, Matrix) {
         name: String::new(),
         stack: vec![],
         origins: vec![],
+        order: ChannelOrder::default(),
     };
     let (mut rest, mut taken) = (empty(), empty());
     let mut first = 0;

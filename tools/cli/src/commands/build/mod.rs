@@ -117,6 +117,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), CommandError> {
     options.quantizers = recipe.method.map_or(&[], Quantization::quantizers);
     options.budget = recipe.budget();
     options.max_perplexity_increase = recipe.max_perplexity_increase;
+    options.refine_share = recipe.refine_share();
     options.measures = args.report.is_some();
     // Stays when the build is stopped, so that it can go on.
     let shelf = shelf_of(&args.output);

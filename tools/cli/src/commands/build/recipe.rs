@@ -6,7 +6,7 @@ use crate::commands::error::CommandError;
 use crate::commands::prune::{Kept, Method, PruneAmount, share};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use niwaki_convert::build::{Budget, Weights, Wishes};
+use niwaki_convert::build::{Budget, REFINE_SHARE, Weights, Wishes};
 use niwaki_convert::plan::Usual;
 use niwaki_convert::quantize::{Gptq, Quantizer, RoundToNearest, ScaleSearch};
 use serde::de::Error as _;
@@ -53,6 +53,11 @@ pub(super) struct Recipe {
     #[arg(long, value_name = "SHARE", value_parser = percent)]
     #[serde(deserialize_with = "increase")]
     pub(super) max_perplexity_increase: Option<f64>,
+    /// Quantize the activations that 8 bits are coarsest for in two steps, for at most so much more arithmetic; 0% for none. If
+    /// nothing is said it is 3% where a text runs through the model, and none elsewhere.
+    #[arg(long, value_name = "SHARE", value_parser = percent)]
+    #[serde(deserialize_with = "increase")]
+    pub(super) refine_activations: Option<f64>,
     /// Merge a LoRA adapter that PEFT saved into the weights first, with a strength if it is not 1: DIR:0.5. Several are
     /// separated by commas.
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
@@ -154,6 +159,7 @@ impl Recipe {
             max_perplexity_increase: self
                 .max_perplexity_increase
                 .or(other.max_perplexity_increase),
+            refine_activations: self.refine_activations.or(other.refine_activations),
             lora: match self.lora.is_empty() {
                 true => other.lora,
                 false => self.lora,
@@ -192,13 +198,22 @@ impl Recipe {
             .or(self.bits.map(Budget::BitsPerWeight))
     }
 
+    /// By which share arithmetic may grow for finer activations, if they are wanted for their own sake: they are asked for, or a
+    /// text is given, and weights become integers.
+    pub(super) fn refine_share(&self) -> Option<f64> {
+        let float = |weights| matches!(weights, FloatWeights::F16 | FloatWeights::F32);
+        let may = !self.weights.is_some_and(float) && self.calibration.is_some();
+        self.refine_activations.or(may.then_some(REFINE_SHARE))
+    }
+
     /// Whether a text has a say in how weights are quantized.
     pub(super) fn quantizes_by_text(&self) -> bool {
         let four_bits =
             |weights: FloatWeights| matches!(weights, FloatWeights::Codebook4 | FloatWeights::Int4);
         let chooses = self.target_size.is_some()
             || self.bits.is_some()
-            || self.max_perplexity_increase.is_some();
+            || self.max_perplexity_increase.is_some()
+            || self.refine_share().is_some_and(|share| share > 0.0);
         match self.method {
             Some(Quantization::Rtn) => chooses,
             Some(_) => true,
@@ -225,6 +240,10 @@ impl Recipe {
             (
                 "max-perplexity-increase",
                 self.max_perplexity_increase.map(|share| share.to_string()),
+            ),
+            (
+                "refine-activations",
+                self.refine_activations.map(|share| share.to_string()),
             ),
             ("lora", (!adapters.is_empty()).then(|| adapters.join(","))),
             ("prune", self.prune.and_then(name)),

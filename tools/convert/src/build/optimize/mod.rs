@@ -19,7 +19,9 @@ pub use measure::Quality;
 
 use super::formats::{self, Assignment, Lattices, of_code};
 use super::pack::Stored;
-use super::{BuildError, BuildOptions, Phase, Text, WINDOW_TOKENS, Weights, manifest};
+use super::{
+    BuildError, BuildOptions, Phase, REFINE_SHARE, Text, WINDOW_TOKENS, Weights, manifest,
+};
 use crate::calibrate::{
     CalibrateError, Calibration, Follow, MatrixInput, OwnText, Pass, Replacements, Statistics,
     Wanted, own_text,
@@ -28,6 +30,7 @@ use crate::export::Export;
 use crate::lower::{Lowered, Matrix};
 use crate::plan::{Code, Fate, Plan};
 use crate::quantize::{KeepLattice, QuantizedRows, Quantizer, Shelf, Target, quantize_in_reach};
+use crate::refine::Refined;
 use measure::{Measure, open};
 use niwaki::{Engine, OpenOptions};
 use niwaki_bundle::Verify;
@@ -68,6 +71,8 @@ pub(super) struct Outcome {
     pub(super) text: Option<String>,
     /// Matrices that are kept on their 4-bit grid.
     pub(super) lattices: Lattices,
+    /// How many blocks of each matrix's input have second terms.
+    pub(super) refined: Refined,
     /// What a report tells of the bundle beside its quality, where that was measured.
     pub(super) details: Option<Details>,
 }
@@ -87,8 +92,30 @@ pub(super) struct Optimizer<'a> {
     pub(super) lowered: &'a Lowered,
     pub(super) options: &'a BuildOptions<'a>,
     pub(super) lattices: &'a Lattices,
+    pub(super) refined: Refined,
     pub(super) shelf: Option<&'a Shelf>,
     pub(super) scratch: &'a Path,
+}
+
+impl<'a> Optimizer<'a> {
+    /// Before anything was looked at.
+    pub(super) fn new(
+        export: &'a Export,
+        lowered: &'a Lowered,
+        options: &'a BuildOptions<'a>,
+        lattices: &'a Lattices,
+        scratch: &'a Path,
+    ) -> Optimizer<'a> {
+        Optimizer {
+            export,
+            lowered,
+            options,
+            lattices,
+            refined: Refined::new(),
+            shelf: None,
+            scratch,
+        }
+    }
 }
 
 impl Optimizer<'_> {
@@ -108,6 +135,7 @@ impl Optimizer<'_> {
         let outcome = Outcome {
             assignment: assignment.clone(),
             lattices: self.lattices.clone(),
+            refined: self.refined.clone(),
             ..Outcome::default()
         };
         let (export, lowered, options) = (self.export, self.lowered, self.options);
@@ -244,8 +272,10 @@ impl Optimizer<'_> {
             }
             Ok::<_, BuildError>(Replacements::new())
         };
-        pass.run(observer, observed, progress)?;
-        // Tables that nothing is multiplied with.
+        if wants.is_anything() {
+            pass.run(observer, observed, progress)?;
+        }
+        // What nothing has to be seen for, and tables that nothing is multiplied with.
         wanted.iter().try_for_each(|id| put(*id, None))
     }
 
@@ -260,6 +290,7 @@ impl Optimizer<'_> {
                 true => Err(BuildError::NothingHeldOut),
                 false => Ok(Outcome {
                     lattices: self.lattices.clone(),
+                    refined: self.refined.clone(),
                     ..Outcome::default()
                 }),
             };
@@ -306,6 +337,7 @@ impl Optimizer<'_> {
             quality: Some(quality.clone()),
             tried,
             lattices: self.lattices.clone(),
+            refined: self.refined.clone(),
             ..Outcome::default()
         };
         let mut final_quality = quality.clone();
@@ -387,6 +419,7 @@ impl Optimizer<'_> {
 pub(super) struct Source<'a> {
     pub(super) quantizer: &'a dyn Quantizer,
     pub(super) lattices: &'a Lattices,
+    pub(super) refined: &'a Refined,
     pub(super) shelf: Option<&'a Shelf>,
 }
 
@@ -434,11 +467,12 @@ pub(super) fn label(
     let files = manifest::source_files(graph)?;
     let files: Vec<String> = files.into_iter().map(|file| file.blake3).collect();
     Ok(format!(
-        "niwaki {}\nmodel {}\n{}values apart {}\ntext {}\n",
+        "niwaki {}\nmodel {}\n{}values apart {}\nfiner activations {}\ntext {}\n",
         env!("CARGO_PKG_VERSION"),
         files.join(" "),
         adapters.concat(),
         options.chooses_formats(),
+        options.refine_share.unwrap_or(REFINE_SHARE),
         text.finalize().to_hex(),
     ))
 }
