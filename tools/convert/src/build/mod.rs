@@ -432,6 +432,9 @@ fn write(
     let mut provenance = options.provenance.clone();
     provenance.extend(text.map(|text| ("calibration".to_owned(), text)));
     provenance.extend(
+        refine::description(lowered, &refined).map(|done| ("activations".to_owned(), done)),
+    );
+    provenance.extend(
         quality
             .as_ref()
             .map(|quality| ("quality".to_owned(), quality.to_string())),

@@ -269,6 +269,11 @@ fn second_terms_of_activations_are_written_and_pay() {
         let built = build_from(&export, &export.model, &path, &options, &mut |_, _| ()).unwrap();
         let bundle = Bundle::open(&path, Verify::Full).unwrap();
         let refined = |matrix: &niwaki_bundle::MatrixEntry| matrix.refined;
+        let told = provenance(&bundle);
+        let told = told
+            .iter()
+            .any(|(name, text)| *name == "activations" && text.contains("two terms"));
+        assert_eq!(told, share > 0.0);
         let refined: usize = bundle.weight_table().matrices.iter().map(refined).sum();
         (refined, built.quality.unwrap().kl_nats)
     };

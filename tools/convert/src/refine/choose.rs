@@ -27,6 +27,20 @@ pub(super) fn multiply_adds(lowered: &Lowered) -> f64 {
         .sum()
 }
 
+/// How much more arithmetic second terms are: multiply-adds of a token that they take, as a share of those that it takes anyway.
+pub(super) fn share(lowered: &Lowered, refined: &Refined) -> f64 {
+    let matrices = &lowered.parts.matrices;
+    let nodes = lowered.graph.nodes.iter();
+    let second_terms: f64 = nodes
+        .filter_map(|node| match node.op {
+            Op::Linear { weight, .. } => Some((matrices.get(weight)?, refined.get(&weight)?)),
+            _ => None,
+        })
+        .map(|(matrix, blocks)| (matrix.rows() * blocks * ACTIVATION_BLOCK) as f64)
+        .sum();
+    second_terms / multiply_adds(lowered).max(1.0)
+}
+
 /// For each space, its channels in a new order: outliers first. The inputs follow.
 pub(super) fn orders(inputs: &mut [Input]) -> Orders {
     let mut sizes: BTreeMap<SpaceId, Vec<Vec<f64>>> = BTreeMap::new();

@@ -66,3 +66,12 @@ pub(crate) fn refine(
     reorder::reorder(lowered, &spaces, &orders);
     Ok(refined)
 }
+
+/// What was done, in words, if anything was.
+pub(crate) fn description(lowered: &Lowered, refined: &Refined) -> Option<String> {
+    let share = choose::share(lowered, refined);
+    (share > 0.0).then(|| {
+        let percent = share * 100.0;
+        format!("outlier channels first, in two terms: {percent:.1} % more multiply-adds")
+    })
+}

@@ -135,7 +135,9 @@ fn second_terms_cost_no_more_than_they_may_and_inputs_that_are_shared_agree() {
             let held = *of_inputs.entry(columns).or_insert(blocks);
             assert_eq!(held, blocks, "{}", node.name);
         }
-        assert!(spent <= share * choose::multiply_adds(&lowered));
+        let all = choose::multiply_adds(&lowered);
+        assert!(spent <= share * all);
+        assert!((choose::share(&lowered, &refined) - spent / all).abs() < 1e-9);
         assert_eq!(refined.is_empty(), share == 0.0);
     }
 }
