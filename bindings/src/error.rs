@@ -208,7 +208,9 @@ impl From<&GenerateError> for NiwakiError {
             GenerateError::Text(error) => error.into(),
             GenerateError::Template(error) => error.into(),
             GenerateError::NotFinite { .. } => NiwakiError::InvalidBundle { details },
-            GenerateError::Sampling(_) => NiwakiError::InvalidArgument { details },
+            GenerateError::Sampling(_) | GenerateError::Beams(_) => {
+                NiwakiError::InvalidArgument { details }
+            }
             GenerateError::DoesNotFit {
                 prompt_tokens,
                 max_new_tokens,

@@ -29,10 +29,11 @@ mod text;
 
 pub use cancellation::{Cancellation, OnCancel};
 pub use generate::{
-    Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, Dry, FilteredText,
-    FinishReason, GenerateError, GenerateOptions, Generation, InvalidSampling, LogProbs, Mirostat,
-    Random, RepetitionPenalty, Reply, SampleError, Sampler, SamplerCheckpoint, Sampling,
-    SamplingStep, SamplingSteps, Stage, TextFilter, TextFilters, Token, TokenStream, Xtc,
+    BeamOptions, Candidate, Candidates, Chat, ChatRequest, CheckpointAhead, ContextEnd, Dry,
+    EarlyStopping, FilteredText, FinishReason, GenerateError, GenerateOptions, Generation,
+    Hypothesis, InvalidBeams, InvalidSampling, LogProbs, Mirostat, Random, RepetitionPenalty,
+    Reply, SampleError, Sampler, SamplerCheckpoint, Sampling, SamplingStep, SamplingSteps, Stage,
+    TextFilter, TextFilters, Token, TokenStream, Xtc,
 };
 pub use model::{Entries, ModelError, Profile};
 pub use niwaki_kernels::{Isa, KvElement};

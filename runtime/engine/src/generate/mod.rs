@@ -4,6 +4,7 @@
 //! steps chooses a token ([`choose`]), the detokenizer makes text of it, and the chain of text filters says which of it is
 //! given out ([`filter`]).
 
+mod beam;
 mod chat;
 mod choose;
 mod filter;
@@ -13,6 +14,7 @@ mod outcome;
 mod run;
 mod stream;
 
+pub use beam::{BeamOptions, EarlyStopping, Hypothesis, InvalidBeams};
 pub use chat::{Chat, ChatRequest, Reply};
 pub use choose::{
     Candidate, Candidates, CheckpointAhead, Dry, InvalidSampling, LogProbs, Mirostat, Random,

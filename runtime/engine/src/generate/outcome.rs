@@ -1,5 +1,6 @@
 //! What comes of a generation: tokens, and how it ended.
 
+use super::beam::InvalidBeams;
 use super::choose::{InvalidSampling, LogProbs};
 use crate::session::SessionError;
 use crate::text::{TemplateError, TextError};
@@ -11,6 +12,9 @@ pub enum GenerateError {
     /// The options describe no distribution.
     #[error("the sampling options make no sense")]
     Sampling(#[from] InvalidSampling),
+    /// No beam search can be made of what was asked for.
+    #[error("the beam search makes no sense")]
+    Beams(#[from] InvalidBeams),
     /// Text cannot be turned into tokens, or tokens into text.
     #[error("text and tokens cannot be converted")]
     Text(#[from] TextError),

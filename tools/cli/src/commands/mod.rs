@@ -1,5 +1,6 @@
 //! The commands of `niwaki`: one file each, arguments above, work below.
 
+mod beams;
 mod bench;
 mod build;
 mod chat;

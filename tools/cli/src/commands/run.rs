@@ -1,5 +1,6 @@
 //! `niwaki run`: text in, text out.
 
+use super::beams::{self, BeamArgs};
 use super::error::CommandError;
 use super::generation::{GenerationArgs, PrintedLogProbs, finish_reason};
 use super::model::{self, EngineArgs, Model};
@@ -37,6 +38,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     generation: GenerationArgs,
     #[command(flatten)]
+    beams: BeamArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     routing: RoutingArgs,
@@ -72,6 +75,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), CommandError> {
     let options = args
         .generation
         .options(model.engine().generation_defaults());
+    if let Some(beams) = args.beams.options() {
+        return beams::search(&model, &tokens, &beams, &options, args.json);
+    }
     let start = Instant::now();
     let answered = args.routing.answer(
         &model,

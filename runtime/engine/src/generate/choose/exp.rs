@@ -44,6 +44,11 @@ pub(super) fn exp(x: f64) -> f64 {
     if x > 709.0 { f64::INFINITY } else { result }
 }
 
+/// `base` to the power of `exponent`, for a normal `base > 0`.
+pub(in crate::generate) fn power(base: f64, exponent: f64) -> f64 {
+    exp(exponent * super::ln::ln(base))
+}
+
 #[cfg(test)]
 mod tests {
     use super::exp;

@@ -34,3 +34,13 @@ impl LogProbs {
         })
     }
 }
+
+/// The natural logarithm of each token's probability, for finite logits.
+pub(in crate::generate) fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let mut candidates = Candidates::default();
+    candidates.fill(logits);
+    let best = candidates.best_logit();
+    let log_total = ln(total_weight(&mut candidates, best));
+    let of = |logit: &f32| (f64::from(*logit) - f64::from(best) - log_total) as f32;
+    logits.iter().map(|logit| of(logit).max(f32::MIN)).collect()
+}

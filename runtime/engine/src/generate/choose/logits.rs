@@ -3,7 +3,7 @@
 /// The first token whose logit is no finite number, which is a mistake of the model.
 ///
 /// What a *step* answers is another matter: [`Candidates::adjust`](super::Candidates::adjust).
-pub(super) fn first_not_finite(logits: &[f32]) -> Option<u32> {
+pub(in crate::generate) fn first_not_finite(logits: &[f32]) -> Option<u32> {
     // The largest magnitude of all first, without a branch: almost always there is none to look for.
     let magnitude = |logit: &f32| (logit.to_bits() & 0x7fff_ffff) as i32;
     let largest = logits.iter().map(magnitude).fold(0, i32::max);

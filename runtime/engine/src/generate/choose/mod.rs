@@ -29,7 +29,10 @@ mod step;
 mod steps;
 
 pub use candidates::{Candidate, Candidates};
+pub(super) use exp::power;
 pub use log_probs::LogProbs;
+pub(super) use log_probs::log_softmax;
+pub(super) use logits::first_not_finite;
 pub use random::Random;
 pub use sampler::{CheckpointAhead, SampleError, Sampler, SamplerCheckpoint};
 pub use settings::{Dry, InvalidSampling, Mirostat, RepetitionPenalty, Sampling, Xtc};

@@ -149,6 +149,12 @@ impl Sampler {
         {
             return Ok(token);
         }
+        self.left_of(logits);
+        self.choose().ok_or(SampleError::NothingAllowed)
+    }
+
+    /// What the chain leaves of these finite logits, before any draw.
+    pub(in crate::generate) fn left_of(&mut self, logits: &[f32]) -> &mut Candidates {
         self.candidates.fill(logits);
         for link in &mut self.chain {
             if self.candidates.is_empty() {
@@ -156,7 +162,7 @@ impl Sampler {
             }
             link.step.apply(&mut self.candidates);
         }
-        self.choose().ok_or(SampleError::NothingAllowed)
+        &mut self.candidates
     }
 
     /// One of the candidates, after Mirostat's cut.
