@@ -14,7 +14,7 @@ use serde::Serialize;
 pub(super) struct BeamArgs {
     /// Search for the most likely text with N beams, on the device; constraints and penalties count, temperature and
     /// cuts do not.
-    #[arg(long, value_name = "N", conflicts_with_all = ["cloud_endpoint", "log_probs", "stop"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["cloud_endpoint", "routing", "max_local_prompt_tokens", "explain", "log_probs", "stop"])]
     beams: Option<usize>,
     /// Divide a text's log-probability by its length to this power: above 0 prefers longer texts, below 0 shorter ones.
     #[arg(

@@ -29,7 +29,7 @@ use crate::lora::{self, Adapter};
 use crate::lower::{self, LowerError, Lowered};
 use crate::memory::give_back_freed;
 use crate::onnx::{OnnxModel, release_all};
-use crate::plan::{Fate, Plan};
+use crate::plan::{Code, Fate, Plan};
 use crate::quantize::{Gptq, Quantizer, RoundToNearest, Shelf};
 use crate::refine::{self, Refined};
 use formats::{Assignment, Lattices};
@@ -303,8 +303,11 @@ fn refined(
         ..refine::Choice::default()
     };
     for (id, (matrix, stored)) in lowered.parts.matrices.iter().zip(&stored).enumerate() {
-        if let Fate::Quantize(_) = stored.fate {
+        if let Fate::Quantize(code) = stored.fate {
             choice.quantized.insert(id);
+            if code != Code::Int8 {
+                choice.in_blocks.insert(id);
+            }
         }
         if matrix.is_quantized() || lattices.contains_key(&id) {
             choice.fixed.insert(id);

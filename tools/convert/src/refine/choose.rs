@@ -5,9 +5,9 @@ use super::inputs::{Input, square_sums};
 use super::reorder::Orders;
 use super::spaces::SpaceId;
 use crate::lower::Lowered;
-use niwaki_bundle::graph::Op;
+use niwaki_bundle::graph::{MatrixId, Op};
 use niwaki_kernels::{ACTIVATION_BLOCK, MAX_REFINED};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// From which multiple of the root mean square of all channels on a channel is an outlier. In SmolLM2-135M five of 576 are
@@ -41,16 +41,22 @@ pub(super) fn share(lowered: &Lowered, refined: &Refined) -> f64 {
     second_terms / multiply_adds(lowered).max(1.0)
 }
 
-/// For each space, its channels in a new order: outliers first. The inputs follow.
-pub(super) fn orders(inputs: &mut [Input]) -> Orders {
+/// For each space, its channels in a new order: outliers first. The inputs follow. Where a matrix `in_blocks` reads them,
+/// they move with their whole block.
+pub(super) fn orders(inputs: &mut [Input], in_blocks: &BTreeSet<MatrixId>) -> Orders {
     let mut sizes: BTreeMap<SpaceId, Vec<Vec<f64>>> = BTreeMap::new();
+    let mut units: BTreeMap<SpaceId, usize> = BTreeMap::new();
     for input in inputs.iter() {
         let sizes = sizes.entry(input.space).or_default();
         sizes.push(relative_sizes(input));
+        let unit = units.entry(input.space).or_insert(1);
+        if input.matrices.iter().any(|id| in_blocks.contains(id)) {
+            *unit = ACTIVATION_BLOCK;
+        }
     }
     let orders: Orders = sizes
         .into_iter()
-        .map(|(space, sizes)| (space, outliers_first(&means(&sizes))))
+        .map(|(space, sizes)| (space, outliers_first(&means(&sizes), units[&space])))
         .collect();
     for input in inputs {
         let order = &orders[&input.space];
@@ -85,22 +91,28 @@ fn means(lists: &[Vec<f64>]) -> Vec<f64> {
     (0..columns).map(mean).collect()
 }
 
-/// Outliers change places with the first channels; all others stay where they are, beside weights that they shared a scale
-/// with. In the order that channels end in, where each was.
-fn outliers_first(sizes: &[f64]) -> Arc<[usize]> {
-    let mut outliers: Vec<usize> = (0..sizes.len())
-        .filter(|at| sizes[*at] >= OUTLIER)
+/// Outliers, or units of channels with one, change places with the first; all others stay where they are. In the order that
+/// channels end in, where each was.
+fn outliers_first(sizes: &[f64], unit: usize) -> Arc<[usize]> {
+    let units: Vec<f64> = sizes
+        .chunks_exact(unit)
+        .map(|unit| unit.iter().copied().fold(0.0, f64::max))
         .collect();
-    outliers.sort_by(|a, b| sizes[*b].total_cmp(&sizes[*a]).then(a.cmp(b)));
-    outliers.truncate(MAX_REFINED * ACTIVATION_BLOCK);
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    let mut outliers: Vec<usize> = (0..units.len())
+        .filter(|at| units[*at] >= OUTLIER)
+        .collect();
+    outliers.sort_by(|a, b| units[*b].total_cmp(&units[*a]).then(a.cmp(b)));
+    outliers.truncate(MAX_REFINED * ACTIVATION_BLOCK / unit);
+    let mut order: Vec<usize> = (0..units.len()).collect();
     let mut place_of = order.clone();
     for (place, outlier) in outliers.iter().copied().enumerate() {
         let (displaced, from) = (order[place], place_of[outlier]);
         order.swap(place, from);
         (place_of[outlier], place_of[displaced]) = (place, from);
     }
-    order.into()
+    let channels = order.iter().flat_map(|from| from * unit..(from + 1) * unit);
+    // What is left of a last unit stays.
+    channels.chain(units.len() * unit..sizes.len()).collect()
 }
 
 /// How many blocks of each input are refined, so that second terms take at most `most` multiply-adds of a token: one block

@@ -32,6 +32,9 @@ pub(crate) const TEXT_TOKENS: usize = 1024;
 pub(crate) struct Choice {
     /// They are going to be integers, so their inputs are.
     pub(crate) quantized: BTreeSet<MatrixId>,
+    /// Of those, columns that share a scale have to go on sharing it: with four bits, a scale suits one large channel in a block
+    /// well, and several badly.
+    pub(crate) in_blocks: BTreeSet<MatrixId>,
     /// They have to stay in their order.
     pub(crate) fixed: BTreeSet<MatrixId>,
     /// By which share multiply-adds of matrices may grow.
@@ -53,7 +56,7 @@ pub(crate) fn refine(
 ) -> Result<Refined, CalibrateError> {
     let spaces = Spaces::of(lowered, &choice.fixed);
     let mut inputs = inputs::inputs(lowered, &spaces, &choice.quantized, calibration)?;
-    let orders = choose::orders(&mut inputs);
+    let orders = choose::orders(&mut inputs, &choice.in_blocks);
     let most = choice.share * choose::multiply_adds(lowered);
     let refined = choose::blocks(&inputs, most);
     // An order pays by second terms alone.

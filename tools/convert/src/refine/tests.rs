@@ -19,6 +19,7 @@ fn demo() -> Lowered {
 fn all(lowered: &Lowered, share: f64) -> Choice {
     Choice {
         quantized: (0..lowered.parts.matrices.len()).collect(),
+        in_blocks: BTreeSet::new(),
         fixed: BTreeSet::new(),
         share,
     }
@@ -163,6 +164,35 @@ fn what_may_not_change_keeps_all_that_it_is_joined_with_in_place() {
                 is_down && refined.contains_key(&weight)
             );
             assert!(is_down || matrix.order.columns.is_none());
+        }
+    }
+}
+
+#[test]
+fn columns_that_share_a_scale_of_four_bits_move_together() {
+    let mut lowered = demo();
+    let mut choice = all(&lowered, 0.2);
+    choice.in_blocks = choice.quantized.clone();
+    let before = inputs(&lowered);
+    assert!(!refined(&mut lowered, &choice).is_empty());
+    let orders = lowered.parts.matrices.iter().filter_map(|matrix| {
+        let order = matrix.order.columns.as_ref()?;
+        Some(order.to_vec())
+    });
+    let orders: Vec<Vec<usize>> = orders.collect();
+    assert!(!orders.is_empty());
+    for block in orders
+        .iter()
+        .flat_map(|order| order.chunks(ACTIVATION_BLOCK))
+    {
+        assert!(block[0].is_multiple_of(ACTIVATION_BLOCK));
+        assert!(block.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+    let after = inputs(&lowered);
+    for (matrix, rows) in before {
+        let largest = rows.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (one, other) in rows.iter().zip(&after[&matrix]) {
+            assert!((one - other).abs() <= largest * 1e-4, "matrix {matrix}");
         }
     }
 }
