@@ -55,7 +55,7 @@ pub struct ModelFacts {
 pub const QUANTIZED_PER_BLOCK: &str = "are quantized per block instead";
 
 /// A lowered decoder.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Lowered {
     /// The operators.
     pub graph: Graph,

@@ -56,7 +56,7 @@ pub(crate) fn refine(
 ) -> Result<Refined, CalibrateError> {
     let spaces = Spaces::of(lowered, &choice.fixed);
     let mut inputs = inputs::inputs(lowered, &spaces, &choice.quantized, calibration)?;
-    let orders = choose::orders(&mut inputs, &choice.in_blocks);
+    let mut orders = choose::orders(&mut inputs, &choice.in_blocks);
     let most = choice.share * choose::multiply_adds(lowered);
     let refined = choose::blocks(&inputs, most);
     // An order pays by second terms alone.
@@ -64,7 +64,6 @@ pub(crate) fn refine(
         let mut inputs = inputs.iter().filter(|input| input.space == *space);
         inputs.any(|input| refined.contains_key(&input.matrices[0]))
     };
-    let mut orders = orders;
     orders.retain(|space, order| pays(space) && !order.is_sorted());
     reorder::reorder(lowered, &spaces, &orders);
     Ok(refined)

@@ -1,8 +1,8 @@
 //! A graph whose channels are in another order, and which computes the same.
 
-use super::spaces::{SpaceId, Spaces, vector_uses};
+use super::spaces::{SpaceId, Spaces};
 use crate::lower::Lowered;
-use niwaki_bundle::graph::{Op, VectorId};
+use niwaki_bundle::graph::{Graph, Op, VectorId, WeightId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -74,4 +74,15 @@ fn reordered(
     }
     vectors.push(new);
     vectors.len() - 1
+}
+
+/// How often each vector is read.
+fn vector_uses(graph: &Graph) -> BTreeMap<VectorId, usize> {
+    let mut uses = BTreeMap::new();
+    for weight in graph.nodes.iter().flat_map(|node| node.op.weights()) {
+        if let WeightId::Vector(id) = weight {
+            *uses.entry(id).or_default() += 1;
+        }
+    }
+    uses
 }

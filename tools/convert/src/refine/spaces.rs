@@ -5,7 +5,7 @@
 //! an operator takes column by column together (a sum, a gate) need the same order: they form a space.
 
 use crate::lower::Lowered;
-use niwaki_bundle::graph::{Columns, Graph, Levels, MatrixId, Node, Op, WeightId};
+use niwaki_bundle::graph::{Columns, Graph, Levels, MatrixId, Node, Op};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -240,15 +240,4 @@ fn segments(graph: &Graph) -> (Vec<usize>, Vec<Segment>) {
         first_segments.push(segments.len());
     }
     (first_segments, segments)
-}
-
-/// How often each vector is read.
-pub(super) fn vector_uses(graph: &Graph) -> BTreeMap<usize, usize> {
-    let mut uses = BTreeMap::new();
-    for weight in graph.nodes.iter().flat_map(|node| node.op.weights()) {
-        if let WeightId::Vector(id) = weight {
-            *uses.entry(id).or_default() += 1;
-        }
-    }
-    uses
 }
